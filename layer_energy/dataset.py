@@ -1,0 +1,335 @@
+"""Measured datasets: a folder of tidy CSV files and a ``datapackage.json`` ⇄ measurements.
+
+The folder is a Frictionless tabular data package: one ``<kind>.csv`` per layer type, one
+``networks.csv``, and a ``datapackage.json`` that describes every column, carries the SHA-256 of
+every file and, under ``layer_energy``, the device and the provenance. Floats keep six digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layer_energy.datapackage import (
+    PACKAGE,
+    Column,
+    Table,
+    read_package,
+    read_table,
+    write_package,
+)
+from layer_energy.errors import DatasetError, InvalidInput
+from layer_energy.journal import (
+    flag_names,
+    integer,
+    measurement_from_dict,
+    measurement_to_dict,
+    number,
+    one_of,
+    text,
+)
+from layer_energy.layers.base import kinds, layer_type
+from layer_energy.meters.base import QUALITIES
+from layer_energy.workload import Device, Measurement
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NETWORKS = "networks"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkMeasurement:
+    """One measured execution of a whole network.
+
+    Attributes:
+        model: name of the network.
+        batch_size: samples in the input.
+        input: shape of the input, such as ``"8x3x224x224"``.
+        dtype: torch's name of the compute dtype.
+        mode: what ran, such as ``"inference"``.
+        time_s: median seconds per execution.
+        energy_j: joules per execution.
+        power_w: mean power over the dwell.
+        spread: relative half-width of the middle half of the repeats' times.
+        repeats: timed repeats.
+        quality: ``"measured"`` or ``"estimated"``.
+        meter: name of the energy source.
+        flags: names of everything unusual about this row.
+        layers_time_s: sum over its layers, each measured exactly; ``None`` if not measured.
+        layers_energy_j: the same for energy.
+    """
+
+    model: str
+    batch_size: int
+    input: str
+    dtype: str
+    mode: str
+    time_s: float
+    energy_j: float
+    power_w: float
+    spread: float
+    repeats: int
+    quality: str
+    meter: str
+    flags: tuple[str, ...] = ()
+    layers_time_s: float | None = None
+    layers_energy_j: float | None = None
+
+
+_DTYPE = Column("dtype", "string", "torch's name of the compute dtype")
+_RESULTS = (
+    Column("time_s", "number", "median time per execution [s]"),
+    Column("energy_j", "number", "energy per execution [J]"),
+    Column("power_w", "number", "mean power over the dwell [W]"),
+    Column("spread", "number", "relative half-width of the middle half of the repeats' times [1]"),
+    Column("repeats", "integer", "timed repeats [1]"),
+)
+_ORIGIN = (
+    Column("quality", "string", "measured (a counter) or estimated (time x an assumed power)"),
+    Column("meter", "string", "name of the energy source"),
+    Column("flags", "string", "everything unusual about the row, joined by |", optional=True),
+)
+_NETWORK_COLUMNS = (
+    Column("model", "string", "name of the network"),
+    Column("batch_size", "integer", "samples in the input [1]"),
+    Column("input", "string", "shape of the input, joined by x"),
+    _DTYPE,
+    Column("mode", "string", "what ran, such as inference"),
+    *_RESULTS,
+    *_ORIGIN,
+    Column("layers_time_s", "number", "sum of its layers measured exactly [s]", optional=True),
+    Column("layers_energy_j", "number", "sum of its layers measured exactly [J]", optional=True),
+)
+
+
+def _columns(kind: str) -> tuple[Column, ...]:
+    return (
+        Column("row_id", "integer", "position in the plan that asked for the row"),
+        _DTYPE,
+        Column("gradients", "string", "gradients computed: none, input, weight or both"),
+        *(Column(name, "integer", f"parameter of {kind}") for name in layer_type(kind).space),
+        *_RESULTS,
+        Column("executions", "integer", "executions inside the timed repeats [1]"),
+        *_ORIGIN,
+    )
+
+
+@dataclass
+class Dataset:
+    """Everything measured on one device.
+
+    Attributes:
+        measurements: rows of all layer types.
+        device: where they were measured.
+        provenance: JSON-able facts on how.
+        networks: whole networks measured beside them.
+    """
+
+    measurements: list[Measurement]
+    device: Device
+    provenance: dict[str, Any] = field(default_factory=dict)
+    networks: list[NetworkMeasurement] = field(default_factory=list)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The layer types that have rows, sorted."""
+        return sorted({m.workload.kind for m in self.measurements})
+
+    def of(self, kind: str, usable: bool = True) -> list[Measurement]:
+        """Rows of one layer type; only those a regressor may be fitted on, unless told."""
+        return [
+            m for m in self.measurements if m.workload.kind == kind and (m.usable or not usable)
+        ]
+
+    def to_frame(self, kind: str | None = None) -> pd.DataFrame:
+        """Return a table of one layer type with the columns of its CSV file.
+
+        Without ``kind`` all layer types, with a column ``kind`` and the parameters of them all;
+        integers are ``Int64`` then, missing where a layer type has no such parameter.
+        """
+        import pandas as pd
+
+        if kind is not None:
+            names = [column.name for column in _columns(kind)]
+            return pd.DataFrame([_cells(m) for m in self.of(kind, usable=False)], columns=names)
+        per_kind = [_columns(each) for each in self.kinds]
+        names = list(dict.fromkeys(column.name for columns in per_kind for column in columns))
+        rows = [{"kind": m.workload.kind, **_cells(m)} for m in self.measurements]
+        integers = {c.name: "Int64" for columns in per_kind for c in columns if c.type == "integer"}
+        return pd.DataFrame(rows, columns=["kind", *names]).astype(integers)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the dataset; each file is replaced as a whole, ``datapackage.json`` last."""
+        tables = {
+            kind: Table(_columns(kind), [_cells(m) for m in self.of(kind, usable=False)])
+            for kind in self.kinds
+        }
+        tables[NETWORKS] = Table(_NETWORK_COLUMNS, [_network_cells(n) for n in self.networks])
+        write_package(
+            Path(folder),
+            name=f"layer-energy-{self.device.slug.lower()}",
+            title=f"Energy and time of neural-network layers on {self.device.name}",
+            facts={"device": _device_facts(self.device), "provenance": self.provenance},
+            tables=tables,
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Dataset:
+        """Read and check a dataset folder.
+
+        Raises:
+            DatasetError: if it is missing, damaged, changed by hand, or of an unknown schema.
+        """
+        folder = Path(folder)
+        package = read_package(folder)
+        device, provenance = _facts(folder, package.facts)
+        dataset = cls([], device, provenance)
+        for name, expected_hash in package.hashes.items():
+            if name != NETWORKS and name not in kinds():
+                raise DatasetError(
+                    f"{folder} holds rows of {name!r}, which is no registered layer type; install "
+                    "or import what registers it, or upgrade layer_energy"
+                )
+            columns = _NETWORK_COLUMNS if name == NETWORKS else _columns(name)
+            path = folder / f"{name}.csv"
+            for line, row in read_table(path, expected_hash, columns):
+                row["flags"] = row["flags"].split("|") if row["flags"] else []
+                try:
+                    if name == NETWORKS:
+                        dataset.networks.append(_network(row))
+                    else:
+                        dataset.measurements.append(_measurement(name, row))
+                except DatasetError as error:
+                    raise DatasetError(f"{path}, line {line}: {error}") from error
+        return dataset
+
+
+def merge(datasets: Iterable[Dataset]) -> Dataset:
+    """Join shards measured on one device into one dataset.
+
+    A shard is named by ``provenance["shard"]``; the provenances end up, in order, in
+    ``provenance["shards"]``. The device's details are the first one's.
+
+    Raises:
+        InvalidInput: if there is nothing to join.
+        DatasetError: if the devices differ, or a row of a shard comes twice.
+    """
+    datasets = list(datasets)
+    if not datasets:
+        raise InvalidInput("merge needs at least one dataset")
+    slugs = sorted({each.device.slug for each in datasets})
+    if len(slugs) > 1:
+        raise DatasetError(
+            f"datasets of different devices cannot be merged: {', '.join(slugs)}; keep one folder "
+            "per device"
+        )
+    seen: set[tuple[str, int]] = set()
+    shards: list[dict[str, Any]] = []
+    for dataset in datasets:
+        own = dataset.provenance.get("shards", [dataset.provenance])
+        names = {str(shard.get("shard")) for shard in own}
+        rows = {(name, m.row_id) for name in names for m in dataset.measurements}
+        twice = sorted(seen & rows)
+        if twice:
+            name, row_id = twice[0]
+            raise DatasetError(
+                f"{len(twice)} rows of shard {name} come twice, such as row_id {row_id}; leave out "
+                "the folder that is given twice"
+            )
+        seen |= rows
+        shards += own
+    return Dataset(
+        [m for each in datasets for m in each.measurements],
+        datasets[0].device,
+        {
+            "meter_relative_uncertainty": max(
+                shard.get("meter_relative_uncertainty", 0.0) for shard in shards
+            ),
+            "assumptions": list(
+                dict.fromkeys(line for shard in shards for line in shard.get("assumptions", ()))
+            ),
+            "shards": shards,
+        },
+        [network for each in datasets for network in each.networks],
+    )
+
+
+def _cells(measurement: Measurement) -> dict[str, Any]:
+    row = measurement_to_dict(measurement)
+    kind, params = row.pop("kind"), row.pop("params")
+    expected = list(layer_type(kind).space)
+    if params.keys() != set(expected):
+        raise DatasetError(
+            f"row {row['row_id']}: {kind} takes the parameters {expected}, got {list(params)}"
+        )
+    return {**row, **params, "flags": "|".join(row["flags"])}
+
+
+def _measurement(kind: str, row: dict[str, Any]) -> Measurement:
+    params = {name: row.pop(name) for name in layer_type(kind).space}
+    return measurement_from_dict({"kind": kind, "params": params, **row})
+
+
+def _network_cells(network: NetworkMeasurement) -> dict[str, Any]:
+    row = {**asdict(network), "flags": list(network.flags)}
+    _network(row)
+    return {**row, "flags": "|".join(network.flags)}
+
+
+def _network(row: dict[str, Any]) -> NetworkMeasurement:
+    return NetworkMeasurement(
+        model=text(row, "model"),
+        batch_size=integer(row, "batch_size"),
+        input=text(row, "input"),
+        dtype=text(row, "dtype"),
+        mode=text(row, "mode"),
+        time_s=number(row, "time_s", positive=True),
+        energy_j=number(row, "energy_j", positive=True),
+        power_w=number(row, "power_w", positive=True),
+        spread=number(row, "spread"),
+        repeats=integer(row, "repeats"),
+        quality=one_of(row, "quality", QUALITIES),
+        meter=text(row, "meter"),
+        flags=flag_names(row),
+        layers_time_s=_positive_or_none(row, "layers_time_s"),
+        layers_energy_j=_positive_or_none(row, "layers_energy_j"),
+    )
+
+
+def _positive_or_none(row: dict[str, Any], key: str) -> float | None:
+    return None if row[key] is None else number(row, key, positive=True)
+
+
+def _device_facts(device: Device) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "kind": device.kind,
+        "slug": device.slug,
+        "threads": device.threads,
+        "cache_bytes": device.cache_bytes,
+        "details": dict(device.details),
+    }
+
+
+def _facts(folder: Path, facts: Mapping[str, Any]) -> tuple[Device, dict[str, Any]]:
+    """Device and provenance out of ``datapackage.json``, checked."""
+    device, provenance = facts.get("device"), facts.get("provenance")
+    try:
+        if not isinstance(device, dict) or not isinstance(device.get("details"), dict):
+            raise DatasetError("device and its details must be objects")
+        if not isinstance(provenance, dict):
+            raise DatasetError("provenance must be an object")
+        checked = Device(
+            name=text(device, "name"),
+            kind=text(device, "kind"),
+            slug=text(device, "slug"),
+            threads=integer(device, "threads"),
+            cache_bytes=integer(device, "cache_bytes"),
+            details=device["details"],
+        )
+    except DatasetError as error:
+        raise DatasetError(f"{folder / PACKAGE}: {error}") from error
+    return checked, provenance

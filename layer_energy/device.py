@@ -1,0 +1,62 @@
+"""What machine this is: the facts that a dataset and a profile are labelled with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+from layer_energy.workload import Device
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNKNOWN_CACHE_BYTES = 32 << 20
+
+
+def local_cpu(threads: int | None = None) -> Device:
+    """Describe this machine's CPU as torch would use it.
+
+    Args:
+        threads: compute threads; torch's own choice if not given.
+    """
+    import torch
+
+    name = _cpu_name()
+    threads = threads or torch.get_num_threads()
+    return Device(
+        name=name,
+        kind="cpu",
+        slug=f"{slugify(name)}-{threads}t",
+        threads=threads,
+        cache_bytes=_last_level_cache_bytes(),
+        details={
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count() or 1,
+            "dtypes": ["float32"],
+        },
+    )
+
+
+def slugify(name: str) -> str:
+    """A device name as a file name: ``"NVIDIA H200"`` → ``"nvidia-h200"``."""
+    plain = re.sub(r"\((r|tm|c)\)|\bcpu\b|\bprocessor\b|@.*", " ", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
+
+
+def _cpu_name() -> str:
+    if _CPUINFO.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _last_level_cache_bytes() -> int:
+    units = {"K": 1 << 10, "M": 1 << 20}
+    sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
+    known = [int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units]
+    return max(known, default=_UNKNOWN_CACHE_BYTES)

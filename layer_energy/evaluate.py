@@ -1,0 +1,177 @@
+"""Predictions beside measurements: layers left out, whole networks, and baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layer_energy.dataset import Dataset, NetworkMeasurement
+from layer_energy.errors import DatasetError
+from layer_energy.layers.base import count
+from layer_energy.model import EnergyModel
+from layer_energy.models import build_model
+from layer_energy.regressors import Features, Physical, features, make
+from layer_energy.regressors.features import Array
+from layer_energy.walk import Trace, walk
+from layer_energy.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINES = {"flops": ("macs",), "flops+bytes": ("macs", "bytes")}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far predictions are from measurements.
+
+    Attributes:
+        n: pairs.
+        median_error, mean_error: of |predicted / measured − 1|.
+        within_25: share of pairs closer than 25 %.
+        r2: coefficient of determination, as the paper gives it: dominated by the largest.
+        bias: median of predicted / measured − 1.
+    """
+
+    n: int
+    median_error: float
+    mean_error: float
+    within_25: float
+    r2: float
+    bias: float
+
+
+def score(measured: Sequence[float] | Array, predicted: Sequence[float] | Array) -> Score:
+    """Compare two equally long sequences of positive numbers."""
+    y, p = np.asarray(measured, dtype=float), np.asarray(predicted, dtype=float)
+    relative = p / y - 1
+    error = np.abs(relative)
+    spread = float(((y - y.mean()) ** 2).sum())
+    return Score(
+        n=len(y),
+        median_error=float(np.median(error)),
+        mean_error=float(error.mean()),
+        within_25=float((error <= 0.25).mean()),
+        r2=1 - float(((y - p) ** 2).sum()) / spread if spread else float("nan"),
+        bias=float(np.median(relative)),
+    )
+
+
+def evaluate_layers(
+    dataset: Dataset,
+    regressors: Sequence[str] = ("hybrid", "physical", "polynomial"),
+    kinds: Sequence[str] | None = None,
+    folds: int = 5,
+) -> pd.DataFrame:
+    """Cross-validated scores of the joules, per layer type and regressor.
+
+    Raises:
+        DatasetError: if a layer type has fewer rows than folds.
+    """
+    import pandas as pd
+
+    table = []
+    for kind in kinds or dataset.kinds:
+        rows = dataset.of(kind)
+        if len(rows) < 2 * folds:
+            raise DatasetError(f"{kind} has {len(rows)} usable rows; {2 * folds} are needed")
+        x = features([row.workload for row in rows])
+        y = np.array([[row.energy_j, row.time_s] for row in rows])
+        fold = np.random.default_rng(0).permutation(len(rows)) % folds
+        for name in regressors:
+            predicted = np.empty_like(y)
+            for k in range(folds):
+                out = fold == k
+                predicted[out] = make(name).fit(x[~out], y[~out]).predict(x[out])
+            table.append({"kind": kind, "regressor": name, **vars(score(y[:, 0], predicted[:, 0]))})
+    return pd.DataFrame(table)
+
+
+class Baseline:
+    """One additive law for all layer types: constant + price × MACs (+ price × bytes)."""
+
+    def __init__(self, dataset: Dataset, drivers: Sequence[str]) -> None:
+        rows = [row for row in dataset.measurements if row.usable]
+        self._drivers = drivers
+        y = np.array([[row.energy_j, row.time_s] for row in rows])
+        self._law = Physical().fit(self._features([row.workload for row in rows]), y)
+
+    def _features(self, workloads: Sequence[Workload]) -> Features:
+        costs = [count(w)[0] for w in workloads]
+        drivers = np.array([[getattr(c, d) for d in self._drivers] for c in costs], dtype=float)
+        empty = np.empty((len(costs), 0))
+        return Features(drivers, tuple(self._drivers), empty, (), drivers[:, 0], empty, ())
+
+    def predict(self, trace: Trace) -> tuple[float, float]:
+        """(joules, seconds) of a forward pass."""
+        workloads = [call.workload for call in trace.calls]
+        energy_j, time_s = self._law.predict(self._features(workloads)).sum(axis=0)
+        return float(energy_j), float(time_s)
+
+
+def evaluate_networks(
+    networks: Sequence[NetworkMeasurement],
+    model: EnergyModel,
+    dataset: Dataset | None = None,
+    on_network: Callable[[str], None] = lambda name: None,
+) -> pd.DataFrame:
+    """Predictions beside measured networks, one row a network and batch size.
+
+    Columns ``<method>_energy_j`` and ``<method>_time_s`` for ``layer_energy``, ``floor`` (the sum
+    of exactly measured layers) and, where a dataset is given to fit them on, the ``BASELINES``.
+    """
+    import pandas as pd
+
+    baselines = {name: Baseline(dataset, d) for name, d in BASELINES.items()} if dataset else {}
+    built: dict[str, Any] = {}
+    table = []
+    for network in networks:
+        if network.model not in built:
+            on_network(network.model)
+            built[network.model] = build_model(network.model)
+        shape = tuple(int(n) for n in network.input.split("x"))
+        trace = walk(built[network.model], shape)
+        prices = model.price([call.workload for call in trace.calls])
+        estimates = [prices[call.workload] for call in trace.calls]
+        row = {
+            "model": network.model,
+            "batch_size": network.batch_size,
+            "measured_energy_j": network.energy_j,
+            "measured_time_s": network.time_s,
+            "layer_energy_energy_j": sum(e.energy_j for e in estimates),
+            "layer_energy_time_s": sum(e.time_s for e in estimates),
+            "floor_energy_j": network.layers_energy_j,
+            "floor_time_s": network.layers_time_s,
+        }
+        for name, baseline in baselines.items():
+            row[f"{name}_energy_j"], row[f"{name}_time_s"] = baseline.predict(trace)
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def network_scores(table: pd.DataFrame) -> dict[str, Score]:
+    """Scores of the joules of every method in a table of :func:`evaluate_networks`."""
+    suffix = "_energy_j"
+    methods = [c.removesuffix(suffix) for c in table.columns if c.endswith(suffix)]
+    scores = {}
+    for method in methods:
+        rows = table.dropna(subset=[method + suffix])
+        if method != "measured" and len(rows):
+            scores[method] = score(
+                rows["measured" + suffix].to_numpy(), rows[method + suffix].to_numpy()
+            )
+    return scores
+
+
+def fit_profile(dataset: Dataset, regressor: str = "hybrid") -> EnergyModel:
+    """Fit a dataset, and calibrate the interval of totals on its measured networks."""
+    model = EnergyModel.fit(dataset, regressor)
+    if dataset.networks:
+        table = evaluate_networks(dataset.networks, model)
+        energy = table["measured_energy_j"] / table["layer_energy_energy_j"]
+        time = table["measured_time_s"] / table["layer_energy_time_s"]
+        model.calibrate_networks(list(zip(energy, time, strict=True)))
+    return model

@@ -1,0 +1,220 @@
+"""One workload on one device → one ``Measurement``.
+
+Protocol on a CPU: the layer is built ``k`` times, so that weights and inputs rotate over three
+times the last-level cache, as they do inside a network; it is warmed up, then executed in
+``repeats`` timed segments that together last ``dwell_s``. Time per execution is the median of the
+segments, ``spread`` the half-width of their middle half, power is the meter's mean over the whole
+dwell, and energy per execution is that power times that time. A row whose spread is large is
+measured again, and flagged if it stays so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from layer_energy.errors import MeasureError
+from layer_energy.layers.base import count, layer_type
+from layer_energy.meters.base import Meter, average_power_w
+from layer_energy.workload import Device, Measurement, Workload
+
+MAX_COPIES = 64
+CACHE_MULTIPLE = 3
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long and how often; the defaults give a repeat spread near 1 % on a quiet machine.
+
+    Attributes:
+        dwell_s: measured seconds per attempt.
+        repeats: timed segments, at most; slow layers get at least three.
+        attempts: measurements of a noisy row before it is flagged.
+        noisy_spread: relative spread above which a row is measured again.
+        time_cap_s: a layer slower than this is recorded as ``too_slow`` and not used.
+        bytes_cap: a layer larger than this is refused.
+    """
+
+    dwell_s: float = 0.1
+    repeats: int = 7
+    attempts: int = 3
+    noisy_spread: float = 0.05
+    time_cap_s: float = 0.6
+    bytes_cap: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a dwell gave; see ``Measurement`` for the fields."""
+
+    time_s: float
+    power_w: float
+    spread: float
+    repeats: int
+    executions: int
+
+
+@functools.cache
+def steady_allocator() -> str:
+    """Keep freed memory inside the process, as a long-running service does; return what was set.
+
+    glibc hands large blocks back to the system and faults them in again at every execution, which
+    can triple the time of a network of large activations. Measured rows and measured networks both
+    run under this setting, and the dataset's provenance names it.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return "default"
+    libc = ctypes.CDLL(None)
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 64 << 20)
+    return "glibc: M_MMAP_MAX=0 M_TRIM_THRESHOLD=2^31-1 M_TOP_PAD=64MiB"
+
+
+def release_memory() -> None:
+    """Give the heap's free pages back to the system; between rows, never inside a dwell."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@functools.cache
+def _pool() -> torch.Tensor:
+    return torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+
+
+def _fill(t: torch.Tensor) -> torch.Tensor:
+    """Standard normal values, tiled from a pool: fresh random numbers would take longer."""
+    flat = torch.as_strided(t.detach(), (t.untyped_storage().size() // t.element_size(),), (1,))
+    pool = _pool()
+    for start in range(0, len(flat), len(pool)):
+        part = flat[start : start + len(pool)]
+        part.copy_(pool[: len(part)])
+    return t
+
+
+def _materialise(workload: Workload) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Build the layer on the CPU with every floating tensor filled."""
+    dtype = getattr(torch, workload.dtype)
+    with torch.device("meta"):
+        module, inputs = layer_type(workload.kind).build(workload.params)
+    module = module.to(dtype).to_empty(device="cpu")
+    for parameter in module.parameters():
+        _fill(parameter)
+    for buffer in module.buffers():
+        _fill(buffer).abs_()  # running variances are positive
+
+    def real(t: torch.Tensor) -> torch.Tensor:
+        if not t.is_meta:
+            return t.clone()
+        target = dtype if t.is_floating_point() else t.dtype
+        return _fill(torch.empty_strided(t.shape, t.stride(), dtype=target))
+
+    return module, tree_map_only(torch.Tensor, real, inputs)
+
+
+def rotation(device: Device, bytes_per_copy: int) -> int:
+    """How many copies of a layer exceed ``CACHE_MULTIPLE`` last-level caches."""
+    wanted = -(-CACHE_MULTIPLE * device.cache_bytes // max(bytes_per_copy, 1))
+    return max(1, min(MAX_COPIES, wanted))
+
+
+def measure(
+    workload: Workload,
+    device: Device,
+    meter: Meter,
+    protocol: Protocol | None = None,
+    row_id: int = 0,
+) -> Measurement:
+    """Measure one workload.
+
+    Raises:
+        MeasureError: if the layer needs more than ``bytes_cap``, memory runs out, or torch cannot
+            run it on this device.
+    """
+    protocol = protocol or Protocol()
+    cost, _ = count(workload)
+    if cost.bytes > protocol.bytes_cap:
+        raise MeasureError(
+            f"{workload.kind} moves {cost.bytes / 2**30:.1f} GiB, above the cap of "
+            f"{protocol.bytes_cap / 2**30:.1f} GiB"
+        )
+    flags: list[str] = []
+    try:
+        with torch.inference_mode():
+            copies = [_materialise(workload) for _ in range(rotation(device, cost.bytes))]
+            runs = itertools.cycle(copies)
+
+            def execute(times: int) -> None:
+                for _ in range(times):
+                    module, inputs = next(runs)
+                    module(*inputs)
+
+            timing = dwell(execute, meter, protocol)
+    except (RuntimeError, MemoryError) as error:
+        raise MeasureError(f"{workload.kind} {dict(workload.params)}: {error}") from error
+    if timing.time_s > protocol.time_cap_s:
+        flags.append("too_slow")
+    if timing.spread > protocol.noisy_spread:
+        flags.append("noisy")
+    return Measurement(
+        workload=workload,
+        time_s=timing.time_s,
+        energy_j=timing.power_w * timing.time_s,
+        power_w=timing.power_w,
+        spread=timing.spread,
+        repeats=timing.repeats,
+        executions=timing.executions,
+        quality=meter.quality,
+        meter=meter.name,
+        flags=tuple(flags),
+        row_id=row_id,
+    )
+
+
+def dwell(execute: Callable[[int], None], meter: Meter, protocol: Protocol) -> Timing:
+    """Warm up, then time ``execute(n)``; the quietest of up to ``attempts`` dwells."""
+    start = time.perf_counter()
+    execute(1)
+    first = time.perf_counter() - start
+    if first > protocol.time_cap_s:  # one more, now warm, is all that the cap allows
+        return _timed(execute, meter, segments=1, executions=1)
+    start = time.perf_counter()
+    execute(1)
+    warm = time.perf_counter() - start
+    while warm < 0.002 and time.perf_counter() - start < 0.01:
+        before = time.perf_counter()
+        execute(8)
+        warm = (time.perf_counter() - before) / 8
+    segments = max(3, min(protocol.repeats, int(protocol.dwell_s / warm)))
+    executions = max(1, round(protocol.dwell_s / segments / warm))
+    best = _timed(execute, meter, segments, executions)
+    for _ in range(protocol.attempts - 1):
+        if best.spread <= protocol.noisy_spread:
+            break
+        best = min(best, _timed(execute, meter, segments, executions), key=lambda t: t.spread)
+    return best
+
+
+def _timed(execute: Callable[[int], None], meter: Meter, segments: int, executions: int) -> Timing:
+    times = []
+    first = meter.read()
+    for _ in range(segments):
+        start = time.perf_counter()
+        execute(executions)
+        times.append((time.perf_counter() - start) / executions)
+    power_w = average_power_w(first, meter.read())
+    median = statistics.median(times)
+    low, _, high = statistics.quantiles(times) if len(times) > 1 else (median,) * 3
+    return Timing(median, power_w, (high - low) / 2 / median, segments, segments * executions)

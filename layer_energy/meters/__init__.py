@@ -1,0 +1,30 @@
+"""Meters: what a joule is, one file per source. Importing this registers all."""
+
+from layer_energy.meters.base import (
+    Meter,
+    Reading,
+    average_power_w,
+    check_meter,
+    meters,
+    open_meter,
+    register,
+)
+from layer_energy.meters.estimated import EstimatedMeter
+from layer_energy.meters.rapl import RaplMeter
+from layer_energy.meters.replay import ReplayMeter
+from layer_energy.meters.simulated import SimulatedMeter, VirtualClock
+
+__all__ = [
+    "EstimatedMeter",
+    "Meter",
+    "RaplMeter",
+    "Reading",
+    "ReplayMeter",
+    "SimulatedMeter",
+    "VirtualClock",
+    "average_power_w",
+    "check_meter",
+    "meters",
+    "open_meter",
+    "register",
+]

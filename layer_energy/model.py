@@ -1,0 +1,406 @@
+"""``EnergyModel``: one device's fitted regressors, their intervals and their domain.
+
+A profile is plain JSON with arrays inside, versioned and checked on reading: data from the
+internet must not be able to run code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layer_energy.errors import DatasetError, InvalidInput, ProfileError
+from layer_energy.files import write_text_atomically
+from layer_energy.layers.base import count
+from layer_energy.layers.memory import GENERIC
+from layer_energy.regressors import Features, Regressor, features, load, make
+from layer_energy.regressors.features import Array
+from layer_energy.workload import Params, Workload
+
+if TYPE_CHECKING:
+    from layer_energy.dataset import Dataset
+
+SCHEMA_VERSION = 1
+PROFILES = Path(__file__).parent / "profiles"
+COVERAGE = 0.9
+"""Share of layers, and of networks, that the intervals are meant to hold."""
+
+MIN_ROWS = 20
+_SLACK = 1e-4
+"""On the log of a feature; a saved range is rounded to six digits."""
+
+OUTSIDE_FACTOR = 2.0
+"""Outside the fitted range the half-width of an interval is multiplied by this, in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The price of one workload.
+
+    Attributes:
+        energy_j, time_s: predictions for one execution.
+        energy_low_j, energy_high_j: 90 % interval of the joules, systematic error of the meter
+            not included.
+        in_domain: whether all features lie in the fitted range.
+        own_law: ``False`` where the profile has no regressor for the layer type and the bytes moved
+            were priced as a copy.
+        outside: the features that do not, with that range; empty in domain.
+    """
+
+    energy_j: float
+    time_s: float
+    energy_low_j: float
+    energy_high_j: float
+    in_domain: bool
+    own_law: bool = True
+    outside: str = ""
+
+
+@dataclass
+class KindModel:
+    """The fitted regressor of one layer type.
+
+    Attributes:
+        regressor: features → joules and seconds.
+        half_width: (energy, time) log half-width of the 90 % interval, from left-out rows.
+        low, high: range of each log feature in the fitted rows.
+        rows: how many there were.
+    """
+
+    regressor: Regressor
+    half_width: tuple[float, float]
+    low: Array
+    high: Array
+    rows: int
+
+    @classmethod
+    def fit(cls, x: Features, y: Array, regressor: str) -> KindModel:
+        """Fit one layer type and calibrate its interval."""
+        fitted = make(regressor).fit(x, y)
+        errors = getattr(fitted, "left_out", None)
+        if errors is None:
+            errors = _cross_validated(x, y, regressor)
+        rank = min(1.0, COVERAGE * (1 + 1 / len(x)))
+        widths = np.quantile(np.abs(errors), rank, axis=0)
+        return cls(
+            fitted,
+            (float(widths[0]), float(widths[1])),
+            x.logs.min(axis=0),
+            x.logs.max(axis=0),
+            len(x),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "regressor": self.regressor.to_dict(),
+            "half_width": list(self.half_width),
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
+            "rows": self.rows,
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> KindModel:
+        """The inverse of :meth:`to_dict`."""
+        energy, time = state["half_width"]
+        return cls(
+            load(state["regressor"]),
+            (float(energy), float(time)),
+            np.array(state["low"], dtype=float),
+            np.array(state["high"], dtype=float),
+            int(state["rows"]),
+        )
+
+
+def _cross_validated(x: Features, y: Array, regressor: str, folds: int = 5) -> Array:
+    """``(n, 2)`` log of measured over predicted, each row predicted by a fit without it."""
+    errors = np.empty_like(y)
+    fold = np.random.default_rng(0).permutation(len(x)) % folds
+    for k in range(folds):
+        out = fold == k
+        errors[out] = np.log(y[out]) - np.log(make(regressor).fit(x[~out], y[~out]).predict(x[out]))
+    return errors
+
+
+@dataclass
+class EnergyModel:
+    """Prices workloads on one device.
+
+    Attributes:
+        device: name, kind, slug, threads and details of the device.
+        dataset: where the rows came from: name, rows, meter, versions.
+        quality: ``"measured"`` if a counter gave all joules, else ``"estimated"`` (or simulated).
+        relative_uncertainty: systematic half-width of those joules.
+        assumptions: sentences to print beside every result.
+        kinds: layer type, dtype and gradients → fitted regressor.
+        network_ratio: target → (low, high) quantiles of measured over predicted whole networks,
+            empty where none were measured.
+        networks: how many there were.
+    """
+
+    device: dict[str, Any]
+    dataset: dict[str, Any]
+    quality: str
+    relative_uncertainty: float
+    assumptions: tuple[str, ...]
+    kinds: dict[str, KindModel]
+    network_ratio: dict[str, tuple[float, float]] = field(default_factory=dict)
+    networks: int = 0
+
+    @classmethod
+    def fit(cls, dataset: Dataset, regressor: str = "hybrid") -> EnergyModel:
+        """Fit every layer type of a dataset.
+
+        Args:
+            dataset: measured rows of one device.
+            regressor: ``"hybrid"``, ``"physical"`` or ``"polynomial"`` (the paper's).
+
+        Raises:
+            DatasetError: if no layer type has ``MIN_ROWS`` usable rows.
+        """
+        groups: dict[str, list[Any]] = {}
+        for row in dataset.measurements:
+            if row.usable:
+                groups.setdefault(_key(row.workload), []).append(row)
+        kinds = {}
+        for key, rows in sorted(groups.items()):
+            if len(rows) >= MIN_ROWS:
+                x = features([row.workload for row in rows])
+                y = np.array([[row.energy_j, row.time_s] for row in rows])
+                kinds[key] = KindModel.fit(x, y, regressor)
+        if not kinds:
+            raise DatasetError(
+                f"no layer type of the dataset has {MIN_ROWS} usable rows; collect more with "
+                "`layer-energy collect`"
+            )
+        provenance = dataset.provenance
+        qualities = sorted({row.quality for row in dataset.measurements} - {"measured"})
+        device = dataset.device
+        return cls(
+            device={
+                "name": device.name, "kind": device.kind, "slug": device.slug,
+                "threads": device.threads, "details": dict(device.details),
+            },
+            dataset={
+                "name": device.slug,
+                "rows": sum(model.rows for model in kinds.values()),
+                "regressor": regressor,
+                **{k: provenance[k] for k in ("meter", "seed", "finished", "layer_energy",
+                                              "allocator") if k in provenance},
+            },
+            quality=qualities[0] if qualities else "measured",
+            relative_uncertainty=float(provenance.get("meter_relative_uncertainty", 0.0)),
+            assumptions=tuple(provenance.get("assumptions", ())),
+            kinds=kinds,
+        )  # fmt: skip
+
+    def calibrate_networks(self, ratios: Sequence[tuple[float, float]]) -> None:
+        """Set the interval of totals from (energy, time) ratios of measured over predicted."""
+        if len(ratios) < 10:
+            return
+        logs = np.log(np.array(ratios))
+        tail = min(0.5, (1 - COVERAGE) / 2)
+        low, high = np.quantile(logs, [tail, 1 - tail], axis=0)
+        grow = 1 + 1 / len(ratios)  # finite-sample correction of split-conformal intervals
+        self.network_ratio = {
+            target: (math.exp(low[i] * grow), math.exp(high[i] * grow))
+            for i, target in enumerate(("energy_j", "time_s"))
+        }
+        self.networks = len(ratios)
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Dtypes that have fitted layer types."""
+        return sorted({key.split("/")[1] for key in self.kinds})
+
+    def price(self, workloads: Sequence[Workload]) -> dict[Workload, Estimate]:
+        """Estimate one execution of each distinct workload.
+
+        Raises:
+            ProfileError: if the profile knows nothing that could price a workload.
+        """
+        groups: dict[str, list[tuple[Workload, Workload]]] = {}
+        for workload in dict.fromkeys(workloads):
+            priced_as = self._stand_in(workload)
+            groups.setdefault(_key(priced_as), []).append((workload, priced_as))
+        estimates: dict[Workload, Estimate] = {}
+        for key, pairs in groups.items():
+            estimates |= self._price_kind(key, pairs)
+        return estimates
+
+    def _stand_in(self, workload: Workload) -> Workload:
+        """The workload whose regressor prices this one: itself wherever it was measured."""
+        if workload.kind == GENERIC:
+            moved = (workload.params["bytes_in"] + workload.params["bytes_out"]) // 2
+            elements = max(1, moved // 4)
+            workload = Workload("copy", Params({"elements": elements, "run": elements}), "float32")
+        if _key(workload) in self.kinds:
+            return workload
+        for dtype in ("float32", *self.dtypes):
+            other = Workload(workload.kind, workload.params, dtype)
+            if _key(other) in self.kinds:
+                return other
+        if workload.kind != "copy" and any(key.startswith("copy/") for key in self.kinds):
+            elements = max(1, sum(_bytes(workload)) // 8)
+            params = Params({"elements": elements, "run": elements})
+            return self._stand_in(Workload("copy", params, workload.dtype))
+        raise ProfileError(
+            f"the profile {self.device['slug']} has no regressor for {workload.kind} nor for "
+            "copies; collect those layer types and fit again"
+        )
+
+    def _price_kind(
+        self, key: str, pairs: Sequence[tuple[Workload, Workload]]
+    ) -> dict[Workload, Estimate]:
+        model = self.kinds[key]
+        x = features([priced_as for _, priced_as in pairs])
+        if x.logs.shape[1] != len(model.low):
+            raise ProfileError(
+                f"the profile's {key} has {len(model.low)} features, this version computes "
+                f"{x.logs.shape[1]}; rebuild it with `layer-energy fit`"
+            )
+        y = model.regressor.predict(x)
+        outside = (x.logs < model.low - _SLACK) | (x.logs > model.high + _SLACK)
+        estimates = {}
+        for i, (workload, priced_as) in enumerate(pairs):
+            reasons = [
+                f"{x.log_names[j]} {_bare(x.logs[i, j]):.4g} is outside "
+                f"{_bare(model.low[j]):.4g} to {_bare(model.high[j]):.4g}"
+                for j in np.flatnonzero(outside[i])
+            ]
+            if priced_as is not workload:
+                reasons.insert(0, f"{_key(workload)} was not measured; priced as {key}")
+            factor = math.exp(model.half_width[0] * (OUTSIDE_FACTOR if reasons else 1.0))
+            energy_j, time_s = (float(v) for v in y[i])
+            estimates[workload] = Estimate(
+                energy_j,
+                time_s,
+                energy_j / factor,
+                energy_j * factor,
+                not reasons,
+                priced_as.kind == workload.kind,
+                "; ".join(reasons),
+            )
+        return estimates
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON; the file is replaced as a whole or not at all."""
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "device": self.device,
+            "dataset": self.dataset,
+            "quality": self.quality,
+            "relative_uncertainty": self.relative_uncertainty,
+            "assumptions": list(self.assumptions),
+            "networks": {"count": self.networks, "ratio": self.network_ratio},
+            "kinds": {key: model.to_dict() for key, model in self.kinds.items()},
+        }
+        text = json.dumps(_rounded(state), separators=(",", ":"), allow_nan=False)
+        # one layer type a line: differences between two profiles can be read
+        text = text.replace('},"', '},\n"')
+        write_text_atomically(Path(path), text + "\n")
+
+    @classmethod
+    def load(cls, profile: str | Path) -> EnergyModel:
+        """Read a profile by name (one that ships with the package) or by path.
+
+        Raises:
+            ProfileError: if it is missing, damaged, or of a newer schema.
+        """
+        path = find_profile(profile)
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ProfileError(
+                f"{path} is not a readable profile ({error}); rebuild it with "
+                "`layer-energy fit DATASET --out FILE`"
+            ) from error
+        version = state.get("schema_version") if isinstance(state, dict) else None
+        if not isinstance(version, int) or version < 1:
+            raise ProfileError(f"{path} is JSON, but not a profile: it has no schema_version")
+        if version > SCHEMA_VERSION:
+            raise ProfileError(
+                f"{path} has the schema {version}, this version reads up to {SCHEMA_VERSION}; "
+                "upgrade layer_energy"
+            )
+        try:
+            ratio = {k: (float(v[0]), float(v[1])) for k, v in state["networks"]["ratio"].items()}
+            return cls(
+                device={**state["device"], "slug": str(state["device"]["slug"])},
+                dataset=dict(state["dataset"]),
+                quality=str(state["quality"]),
+                relative_uncertainty=float(state["relative_uncertainty"]),
+                assumptions=tuple(map(str, state["assumptions"])),
+                kinds={key: KindModel.from_dict(v) for key, v in state["kinds"].items()},
+                network_ratio=ratio,
+                networks=int(state["networks"]["count"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ProfileError(
+                f"{path} is damaged ({error!r}); fetch it again or rebuild it with "
+                "`layer-energy fit DATASET --out FILE`"
+            ) from error
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that ship with the package, sorted."""
+    return sorted(path.stem for path in PROFILES.glob("*.json"))
+
+
+def default_profile() -> str:
+    """The profile used where none is named: a GPU's if there is one."""
+    shipped = profiles()
+    if not shipped:
+        raise InvalidInput("no profile ships with this copy; name one: device='path/to/profile'")
+    return next((name for name in shipped if name.startswith("nvidia-h")), shipped[0])
+
+
+def find_profile(profile: str | Path) -> Path:
+    """Path of a profile given by path or by the name of a shipped one.
+
+    Raises:
+        ProfileError: if there is none; the message lists the shipped ones.
+    """
+    path = Path(profile)
+    if path.suffix == ".json" or path.exists():
+        if not path.is_file():
+            raise ProfileError(f"there is no profile file {path}")
+        return path
+    shipped = PROFILES / f"{profile}.json"
+    if not shipped.is_file():
+        raise ProfileError(
+            f"no profile is called {str(profile)!r}; shipped ones: {', '.join(profiles())}. A "
+            "path to a .json file made by `layer-energy fit` works too"
+        )
+    return shipped
+
+
+def _key(workload: Workload) -> str:
+    return f"{workload.kind}/{workload.dtype}/{workload.gradients}"
+
+
+def _bytes(workload: Workload) -> tuple[int, int]:
+    cost, _ = count(workload)
+    return cost.bytes_in + cost.bytes_weight, cost.bytes_out
+
+
+def _bare(log: float) -> float:
+    return float(np.expm1(log))
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits everywhere: profiles are read by people and live in git."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
+    return value

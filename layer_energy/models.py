@@ -1,0 +1,135 @@
+"""Models by name: ``vgg16``, ``timm:NAME``, ``hf:PATH-OR-CONFIG``, ``package.module:factory``."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layer_energy.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_model(name: str, real: bool = False) -> nn.Module:
+    """Build a model by name, on the meta device where its construction allows that.
+
+    Args:
+        name: a torchvision model; ``timm:`` and a timm model; ``hf:`` and a folder or file with a
+            Hugging Face ``config.json``, or a model type such as ``hf:bert``; or
+            ``package.module:factory``, a callable without required arguments.
+        real: give it memory and random weights all the same.
+
+    Raises:
+        InvalidInput: if the name leads nowhere; the message suggests near ones.
+    """
+    if name.startswith("timm:"):
+        factory = _timm(name.removeprefix("timm:"))
+    elif name.startswith("hf:"):
+        factory = _huggingface(name.removeprefix("hf:"))
+    elif ":" in name:
+        factory = _imported(name)
+    else:
+        factory = _torchvision(name)
+    import torch
+    from torch import nn
+
+    model = None
+    if not real:
+        # constructors that compute with values fail on meta: those then run for real
+        with contextlib.suppress(Exception), torch.device("meta"):
+            model = factory()
+    try:
+        model = factory() if model is None else model
+    except Exception as error:  # whatever a stranger's constructor raises
+        raise InvalidInput(f"{name} could not be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"{name} made a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def default_input(name: str) -> tuple[int, ...] | None:
+    """``(channels, height, width)`` of a torchvision classifier's best weights, else ``None``."""
+    if ":" in name:
+        return None
+    from torchvision import models
+
+    try:
+        weights = models.get_model_weights(name)
+        crop = weights.DEFAULT.transforms().crop_size
+    except (ValueError, AttributeError, TypeError):
+        return None
+    size = crop[0] if isinstance(crop, (list, tuple)) and len(crop) == 1 else crop
+    return (3, size, size) if isinstance(size, int) else None
+
+
+def _torchvision(name: str) -> Callable[[], Any]:
+    from torchvision import models
+
+    if name not in models.list_models():
+        near = difflib.get_close_matches(name, models.list_models(), 3, 0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InvalidInput(
+            f"torchvision has no model {name!r}{hint} Other sources: timm:NAME, hf:PATH, "
+            "package.module:factory"
+        )
+    extra = {"weights_backbone": None} if _takes_backbone(models.get_model_builder(name)) else {}
+    return lambda: models.get_model(name, weights=None, **extra)
+
+
+def _takes_backbone(builder: Callable[..., Any]) -> bool:
+    import inspect
+
+    return "weights_backbone" in inspect.signature(builder).parameters
+
+
+def _timm(name: str) -> Callable[[], Any]:
+    try:
+        import timm
+    except ImportError:
+        raise InvalidInput("timm is not installed: pip install timm") from None
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InvalidInput(f"timm has no model {name!r}{hint}")
+    return lambda: timm.create_model(name)
+
+
+def _huggingface(name: str) -> Callable[[], Any]:
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError:
+        raise InvalidInput("transformers is not installed: pip install transformers") from None
+    path = Path(name)
+    try:
+        config = (
+            AutoConfig.from_pretrained(name, local_files_only=True)
+            if path.exists()
+            else AutoConfig.for_model(name)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(
+            f"hf:{name} is neither a folder or file with a config.json nor a model type of "
+            f"transformers such as bert or gpt2 ({type(error).__name__})"
+        ) from error
+    return lambda: AutoModel.from_config(config)
+
+
+def _imported(name: str) -> Callable[[], Any]:
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a console script does not look into the current folder
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInput(
+            f"{name}: {error}; expected package.module:factory, importable from here"
+        ) from error
+    if not callable(factory):
+        raise InvalidInput(f"{name} is not callable; expected a function or class making a model")
+    return factory  # type: ignore[no-any-return]  # checked to be callable

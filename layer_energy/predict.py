@@ -1,0 +1,123 @@
+"""``predict_energy(model)``: walk, price, report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layer_energy.errors import InvalidInput, ProfileError, UnmodelledOperation
+from layer_energy.layers.base import count
+from layer_energy.model import EnergyModel, default_profile, find_profile
+from layer_energy.report.report import EnergyReport, LayerEstimate
+from layer_energy.walk import walk
+from layer_energy.workload import ITEMSIZE_BYTES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODES = ("inference", "training")
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def predict_energy(
+    model: nn.Module,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    device: str | Path | EnergyModel | None = None,
+    dtype: str | None = None,
+    mode: str = "inference",
+    strict: bool = False,
+    name: str | None = None,
+) -> EnergyReport:
+    """Predict the energy and time of one forward pass, layer by layer, without running it.
+
+    Args:
+        model: any ``nn.Module``; neither changed, copied nor run.
+        args: positional inputs of the forward: tensors, or shapes such as ``(1, 3, 224, 224)``.
+            Without any, an input is inferred and named in the report.
+        kwargs: keyword inputs, as they are.
+        batch_size: samples of an inferred input, 1 if not given.
+        device: a profile: the name of a shipped one, a path, or an ``EnergyModel``; the default is
+            the first of :func:`layer_energy.profiles`.
+        dtype: price as if the model ran in this dtype (``"float32"`` ...); its own if not given.
+        mode: ``"inference"``; ``"training"`` needs a profile with gradients measured.
+        strict: raise instead of pricing unclaimed operations by the bytes they move.
+        name: what to call the model in the report.
+
+    Raises:
+        InvalidInput: for arguments out of their range and inputs that fit no rule.
+        WalkError: if the model cannot be walked.
+        ProfileError: if the profile is missing, damaged or lacks what was asked.
+        UnmodelledOperation: with ``strict``, naming the operations.
+    """
+    if mode not in MODES:
+        raise InvalidInput(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if dtype is not None and dtype not in _FLOATS:
+        known = "" if dtype in ITEMSIZE_BYTES else " (not a dtype of torch's)"
+        raise InvalidInput(f"dtype must be one of {', '.join(_FLOATS)}, got {dtype!r}{known}")
+    prices = device if isinstance(device, EnergyModel) else _profile(device)
+    if mode == "training":
+        raise ProfileError(
+            f"the profile {prices.device['slug']} holds forward passes only, so a training step "
+            "cannot be priced; use mode='inference'"
+        )
+    if dtype is not None and dtype not in prices.dtypes:
+        raise ProfileError(
+            f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
+            f"in {dtype}; choose one of those or another profile"
+        )
+    trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
+    calls = trace.calls
+    if dtype is not None:
+        calls = [
+            replace(call, workload=replace(call.workload, dtype=dtype))
+            if call.workload.dtype in _FLOATS
+            else call
+            for call in calls
+        ]
+    estimates = prices.price([call.workload for call in calls])
+    layers = [
+        LayerEstimate(call, count(call.workload)[0], estimates[call.workload]) for call in calls
+    ]
+    foreign = [layer.call for layer in layers if not layer.modelled]
+    if strict and foreign:
+        places = sorted({f"{call.op} (in {call.path or call.module})" for call in foreign})
+        raise UnmodelledOperation(
+            f"no layer type of this profile prices {', '.join(places[:10])}; drop strict to price "
+            "them by the bytes they move, or register and measure a layer type for them"
+        )
+    floats = [c.workload.dtype for c in calls if c.workload.dtype in _FLOATS]
+    dataset = prices.dataset
+    return EnergyReport(
+        model=name or trace.model,
+        device=prices.device["slug"],
+        device_name=f"{prices.device['name']}, {prices.device['threads']} threads"
+        if prices.device["kind"] == "cpu"
+        else prices.device["name"],
+        dtype=dtype or (max(set(floats), key=floats.count) if floats else "float32"),
+        mode=mode,
+        batch_size=trace.batch_size,
+        input=trace.inputs,
+        layers=layers,
+        quality=prices.quality,
+        relative_uncertainty=prices.relative_uncertainty,
+        network_ratio=prices.network_ratio,
+        networks=prices.networks,
+        assumptions=[*trace.notes, *prices.assumptions],
+        source=f"{dataset.get('rows', 0)} rows of dataset {dataset.get('name')}, "
+        f"torch {prices.device['details'].get('torch', '?')}, {dataset.get('finished', '')[:10]}",
+    )
+
+
+def _profile(device: str | Path | None) -> EnergyModel:
+    path = find_profile(default_profile() if device is None else device)
+    return _load(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _load(path: Path, mtime_ns: int) -> EnergyModel:
+    return EnergyModel.load(path)

@@ -1,0 +1,236 @@
+"""``EnergyReport``: what a prediction says, as totals, by layer type, by module, and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from layer_energy.model import Estimate
+from layer_energy.walk.trace import LayerCall
+from layer_energy.workload import Cost
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class LayerEstimate:
+    """One layer call of the model and its price."""
+
+    call: LayerCall
+    cost: Cost
+    estimate: Estimate
+
+    @property
+    def modelled(self) -> bool:
+        """Whether a layer type claims the operation and the profile has a regressor for it."""
+        return self.call.modelled and self.estimate.own_law
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of the model: a layer type or a module.
+
+    Attributes:
+        name: of the layer type, or path of the module.
+        calls: operations in it.
+        macs: multiply-accumulates.
+        energy_j, energy_low_j, energy_high_j: joules, with the sum of the layers' intervals.
+        time_s: seconds.
+        share: of the model's joules.
+    """
+
+    name: str
+    calls: int
+    macs: int
+    energy_j: float
+    energy_low_j: float
+    energy_high_j: float
+    time_s: float
+    share: float
+
+
+@dataclass(frozen=True)
+class EnergyReport:
+    """The predicted energy of one forward pass of a model.
+
+    Attributes:
+        model: its class name, or the name it was asked for by.
+        device: profile the prices come from, and its full name.
+        dtype: compute dtype that was priced.
+        mode: ``"inference"``.
+        batch_size: samples of the pass.
+        input: shapes it was walked with.
+        layers: every operation, in order.
+        quality: ``"measured"`` if the profile was fitted on a counter's joules, ``"estimated"`` if
+            on time × an assumed power. The report itself is a prediction either way.
+        relative_uncertainty: systematic half-width of the joules of the profile's device.
+        network_ratio: quantiles of measured over predicted whole networks; empty if none.
+        networks: how many networks those are from.
+        assumptions: sentences about everything that was assumed.
+        source: the dataset behind the profile, in words.
+    """
+
+    model: str
+    device: str
+    device_name: str
+    dtype: str
+    mode: str
+    batch_size: int
+    input: str
+    layers: list[LayerEstimate]
+    quality: str
+    relative_uncertainty: float
+    network_ratio: dict[str, tuple[float, float]]
+    networks: int
+    assumptions: list[str]
+    source: str
+
+    @cached_property
+    def energy_j(self) -> float:
+        """Joules of one forward pass."""
+        return sum(layer.estimate.energy_j for layer in self.layers)
+
+    @cached_property
+    def time_s(self) -> float:
+        """Seconds of one forward pass."""
+        return sum(layer.estimate.time_s for layer in self.layers)
+
+    @cached_property
+    def interval_j(self) -> tuple[float, float]:
+        """90 % interval of ``energy_j``, the systematic error of the device's joules included.
+
+        Calibrated on whole measured networks where the profile has them, as far as layers lie in
+        the fitted range; the intervals of all others are summed, as if they erred together.
+        """
+        low, high = self.network_ratio.get("energy_j", (0.0, 0.0))
+        total_low = total_high = 0.0
+        for layer in self.layers:
+            e = layer.estimate
+            calibrated = high and e.in_domain
+            total_low += min(low, 1.0) * e.energy_j if calibrated else e.energy_low_j
+            total_high += max(high, 1.0) * e.energy_j if calibrated else e.energy_high_j
+        return self._widened(total_low, total_high)
+
+    def _widened(self, low: float, high: float) -> tuple[float, float]:
+        return low * (1 - self.relative_uncertainty), high * (1 + self.relative_uncertainty)
+
+    @cached_property
+    def coverage(self) -> float:
+        """Share of the joules that come from operations with a model of their own (1.0 = all)."""
+        claimed = sum(layer.estimate.energy_j for layer in self.layers if layer.modelled)
+        return claimed / self.energy_j if self.energy_j else 1.0
+
+    @cached_property
+    def in_domain(self) -> float:
+        """Share of the joules priced inside the fitted range of every feature."""
+        inside = sum(layer.estimate.energy_j for layer in self.layers if layer.estimate.in_domain)
+        return inside / self.energy_j if self.energy_j else 1.0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one forward pass."""
+        return sum(layer.cost.macs for layer in self.layers)
+
+    def by_kind(self) -> list[Share]:
+        """Per layer type, the costliest first; unclaimed operations are ``generic``."""
+        return sorted(
+            self._grouped(lambda layer: layer.call.workload.kind), key=lambda s: -s.energy_j
+        )
+
+    def by_module(self, depth: int = 1) -> list[Share]:
+        """Per module, its sub-modules included, in the order they first run.
+
+        Args:
+            depth: dots to keep: 1 groups by top-level children, 2 by their children.
+        """
+        return list(
+            self._grouped(
+                lambda layer: ".".join(layer.call.path.split(".")[:depth]) or "(model itself)"
+            )
+        )
+
+    def _grouped(self, name_of: Callable[[LayerEstimate], str]) -> Iterable[Share]:
+        groups: dict[str, list[LayerEstimate]] = {}
+        for layer in self.layers:
+            groups.setdefault(name_of(layer), []).append(layer)
+        for name, layers in groups.items():
+            energy_j = sum(layer.estimate.energy_j for layer in layers)
+            low, high = self._widened(
+                sum(layer.estimate.energy_low_j for layer in layers),
+                sum(layer.estimate.energy_high_j for layer in layers),
+            )
+            yield Share(
+                name,
+                len(layers),
+                sum(layer.cost.macs for layer in layers),
+                energy_j,
+                low,
+                high,
+                sum(layer.estimate.time_s for layer in layers),
+                energy_j / self.energy_j if self.energy_j else 0.0,
+            )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an operation: where it is, what it is, what it costs."""
+        import pandas as pd
+
+        return pd.DataFrame([self._row(layer) for layer in self.layers])
+
+    def _row(self, layer: LayerEstimate) -> dict[str, Any]:
+        call, estimate = layer.call, layer.estimate
+        low, high = self._widened(estimate.energy_low_j, estimate.energy_high_j)
+        return {
+            "path": call.path,
+            "kind": call.workload.kind,
+            "op": call.op,
+            "dtype": call.workload.dtype,
+            "params": dict(call.workload.params),
+            "macs": layer.cost.macs,
+            "bytes": layer.cost.bytes,
+            "energy_j": estimate.energy_j,
+            "energy_low_j": low,
+            "energy_high_j": high,
+            "time_s": estimate.time_s,
+            "modelled": layer.modelled,
+            "in_domain": estimate.in_domain,
+            "outside": estimate.outside,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        low, high = self.interval_j
+        return {
+            "model": self.model,
+            "device": self.device,
+            "device_name": self.device_name,
+            "dtype": self.dtype,
+            "mode": self.mode,
+            "batch_size": self.batch_size,
+            "input": self.input,
+            "energy_j": self.energy_j,
+            "energy_low_j": low,
+            "energy_high_j": high,
+            "time_s": self.time_s,
+            "macs": self.macs,
+            "coverage": self.coverage,
+            "in_domain": self.in_domain,
+            "quality": self.quality,
+            "source": self.source,
+            "assumptions": self.assumptions,
+            "layers": [self._row(layer) for layer in self.layers],
+        }
+
+    def unmodelled(self) -> list[str]:
+        """Names of the operations without a model of their own."""
+        return sorted({layer.call.op for layer in self.layers if not layer.modelled})
+
+    def __str__(self) -> str:
+        from layer_energy.report.text import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        return f"<EnergyReport {self.model} on {self.device}: {self.energy_j:.4g} J>"

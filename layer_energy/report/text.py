@@ -1,0 +1,112 @@
+"""The report as a table for terminals."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from layer_energy.units import energy_wh, si
+
+if TYPE_CHECKING:
+    from layer_energy.report.report import EnergyReport, Share
+
+WIDTH = 96
+KINDS_SHOWN = 12
+
+
+def to_text(report: EnergyReport, width: int = WIDTH) -> str:
+    """The report without colours, ``width`` columns wide."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(render(report))
+    text = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO from above
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def render(report: EnergyReport) -> RenderableType:
+    """The report for a rich console."""
+    batch = f"batch {report.batch_size}"
+    head = Text.assemble(
+        (f"{report.model}", "bold"), f"  {report.mode}, {report.dtype}, {batch}\n",
+        f"predicted for {report.device_name} (profile {report.device})",
+    )  # fmt: skip
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, collapse_padding=True)
+    table.add_column("layer type", no_wrap=True)
+    for name in ("calls", "MACs", "energy", "90 % interval", "time", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shares = report.by_kind()
+    for share in shares[:KINDS_SHOWN]:
+        _add(table, share)
+    rest = shares[KINDS_SHOWN:]
+    if rest:
+        energy_j = sum(s.energy_j for s in rest)
+        table.add_row(
+            f"{len(rest)} more",
+            f"{sum(s.calls for s in rest)}",
+            _count(sum(s.macs for s in rest)),
+            si(energy_j, "J"),
+            _interval(sum(s.energy_low_j for s in rest), sum(s.energy_high_j for s in rest)),
+            si(sum(s.time_s for s in rest), "s"),
+            f"{sum(s.share for s in rest):.1%}",
+        )
+    table.add_section()
+    table.add_row(
+        "total",
+        f"{len(report.layers)}",
+        _count(report.macs),
+        si(report.energy_j, "J"),
+        _interval(*report.interval_j),
+        si(report.time_s, "s"),
+        "100.0%",
+        style="bold",
+    )
+    return Group(head, Text(), table, Text(), *_footnotes(report))
+
+
+def _add(table: Table, share: Share) -> None:
+    table.add_row(
+        share.name,
+        str(share.calls),
+        _count(share.macs),
+        si(share.energy_j, "J"),
+        _interval(share.energy_low_j, share.energy_high_j),
+        si(share.time_s, "s"),
+        f"{share.share:.1%}",
+    )
+
+
+def _count(n: int) -> str:
+    return si(n, "").strip() if n else "-"
+
+
+def _interval(low_j: float, high_j: float) -> str:
+    return f"{si(low_j, 'J')} – {si(high_j, 'J')}"
+
+
+def _footnotes(report: EnergyReport) -> list[Text]:
+    per_sample = report.energy_j / max(report.batch_size, 1)
+    origin = {
+        "measured": "measured by an energy counter",
+        "estimated": "ESTIMATED, time × assumed power",
+    }.get(report.quality, report.quality.upper())
+    joules = f"joules of the profile: {origin}, ±{report.relative_uncertainty:.0%}"
+    unmodelled = 1 - report.coverage
+    lines = [
+        f"{si(per_sample, 'J')} per sample, {si(energy_wh(report.energy_j), 'Wh')} in all; "
+        f"mean power {si(report.energy_j / report.time_s if report.time_s else 0.0, 'W')}",
+        joules,
+        f"{unmodelled:.1%} of the joules come from operations without a model of their own"
+        + (f": {', '.join(report.unmodelled())}" if report.unmodelled() else ""),
+        f"{report.in_domain:.1%} of the joules lie inside the fitted range",
+        (
+            f"interval of the total: from {report.networks} measured networks"
+            if report.network_ratio
+            else "interval of the total: sum of the layers' intervals"
+        ),
+        f"fitted on: {report.source}",
+    ]
+    return [Text("· " + line, style="dim") for line in [*lines, *report.assumptions]]

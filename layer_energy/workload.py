@@ -1,0 +1,155 @@
+"""The values that every other room exchanges. Standard library only.
+
+A *workload* (layer type, parameters, dtype, gradients) is the one currency: the sampler draws
+workloads, the collector measures them, the regressors are fitted on them, and the walker turns
+any ``nn.Module`` into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Gradients = Literal["none", "input", "weight", "both"]
+GRADIENTS: tuple[Gradients, ...] = ("none", "input", "weight", "both")
+
+ITEMSIZE_BYTES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+    "qint8": 1, "quint8": 1, "qint32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1,
+}  # fmt: skip
+
+
+class Params(Mapping[str, int]):
+    """Immutable, hashable parameters of a layer: name → integer (booleans are 0 or 1)."""
+
+    __slots__ = ("_hash", "_items")
+
+    def __init__(self, items: Mapping[str, int]) -> None:
+        self._items = dict(items)
+        self._hash = hash(tuple(sorted(self._items.items())))
+
+    def __getitem__(self, key: str) -> int:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Params):
+            return self._hash == other._hash and self._items == other._items
+        return isinstance(other, Mapping) and self._items == dict(other)
+
+    def __repr__(self) -> str:
+        return "Params(" + ", ".join(f"{k}={v}" for k, v in self._items.items()) + ")"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One layer execution, complete enough to build it, count it and price it.
+
+    Attributes:
+        kind: name of a registered layer type, such as ``"conv2d"``.
+        params: the layer type's parameters, batch included.
+        dtype: torch's name of the compute dtype, such as ``"float32"``.
+        gradients: what a training step would pay for this call.
+    """
+
+    kind: str
+    params: Params
+    dtype: str = "float32"
+    gradients: Gradients = "none"
+
+    @property
+    def itemsize_bytes(self) -> int:
+        """Bytes per element of the compute dtype (4 for a dtype this table does not know)."""
+        return ITEMSIZE_BYTES.get(self.dtype, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a forward execution does, counted from its parameters alone.
+
+    Attributes:
+        macs: multiply-accumulate operations of convolutions and matrix products; 0 for the rest.
+        bytes_in: bytes of activations read.
+        bytes_weight: bytes of weights, biases and running statistics read.
+        bytes_out: bytes written.
+        elements: elements written.
+    """
+
+    macs: int
+    bytes_in: int
+    bytes_weight: int
+    bytes_out: int
+    elements: int
+
+    @property
+    def bytes(self) -> int:
+        """All memory traffic, were nothing kept in a cache."""
+        return self.bytes_in + self.bytes_weight + self.bytes_out
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measured workload.
+
+    Attributes:
+        workload: what ran.
+        time_s: median seconds per execution.
+        energy_j: joules per execution: mean power over the dwell × ``time_s``.
+        power_w: mean power over the dwell.
+        spread: relative half-width of the middle half of the repeats' times.
+        repeats: timed repeats.
+        executions: executions inside them.
+        quality: of the joules: ``"measured"`` (a counter), ``"estimated"`` (time × assumed power),
+            ``"simulated"`` or ``"replayed"``.
+        meter: name of the energy source.
+        flags: names of everything unusual about this row; empty for a clean one.
+        row_id: position in the plan that asked for it.
+    """
+
+    workload: Workload
+    time_s: float
+    energy_j: float
+    power_w: float
+    spread: float
+    repeats: int
+    executions: int
+    quality: str
+    meter: str
+    flags: tuple[str, ...] = ()
+    row_id: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether a regressor may be fitted on this row."""
+        return self.time_s > 0 and "failed" not in self.flags and "too_slow" not in self.flags
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The hardware and software a dataset was measured on.
+
+    Attributes:
+        name: as the vendor prints it.
+        kind: ``"cpu"`` or ``"cuda"``.
+        slug: file-system name, ``datasets/<slug>/`` and ``profiles/<slug>.json``.
+        threads: compute threads used (CPU) or 1.
+        cache_bytes: size of the last-level cache.
+        details: further facts: torch version, driver, allocator settings.
+    """
+
+    name: str
+    kind: str
+    slug: str
+    threads: int
+    cache_bytes: int
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)

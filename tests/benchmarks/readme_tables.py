@@ -1,0 +1,68 @@
+"""Write the README's tables from the committed data, or check that they are current.
+
+Run:  python tests/benchmarks/readme_tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from layer_energy import predict_energy
+from layer_energy.dataset import Dataset
+from layer_energy.evaluate import evaluate_networks, network_scores
+from layer_energy.model import EnergyModel
+from layer_energy.models import build_model
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DATASET = "amd-epyc-2t"
+NAMES = {
+    "layer_energy": "layer_energy",
+    "floor": "sum of its layers, each measured (floor)",
+    "flops+bytes": "FLOPs + bytes, fitted on the same rows",
+    "flops": "FLOPs only, fitted on the same rows",
+}
+
+
+def networks_table() -> str:
+    """Scores of whole networks, as Markdown."""
+    dataset = Dataset.load(ROOT / "datasets" / DATASET)
+    table = evaluate_networks(dataset.networks, EnergyModel.load(DATASET), dataset)
+    scores = network_scores(table)
+    lines = [
+        "| method | networks × batches | median error | mean error | within 25 % | R² |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, name in NAMES.items():
+        s = scores[method]
+        lines.append(
+            f"| {name} | {s.n} | {s.median_error:.1%} | {s.mean_error:.1%} | "
+            f"{s.within_25:.0%} | {s.r2:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def vgg16_report() -> str:
+    """The first report a newcomer sees, as the terminal prints it."""
+    return f"```text\n{predict_energy(build_model('vgg16'), name='vgg16', device=DATASET)}\n```"
+
+
+BLOCKS = {"table: networks": networks_table, "output: vgg16": vgg16_report}
+
+
+def main() -> None:
+    text = current = README.read_text(encoding="utf-8")
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        head, _, rest = current.partition(begin)
+        current = head + begin + make() + "\n" + end + rest.partition(end)[2]
+    if "--check" not in sys.argv:
+        README.write_text(current, encoding="utf-8")
+    elif current != text:
+        sys.exit("README tables are not those of the data: run tests/benchmarks/readme_tables.py")
+    print("README tables are current")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""A synthetic device whose joules are known: an additive law with optional noise."""
+
+import math
+import random
+
+from layer_energy.dataset import Dataset
+from layer_energy.layers import count
+from layer_energy.plan import make_plan
+from layer_energy.workload import Device, Measurement, Workload
+
+DEVICE = Device("Synthetic", "cpu", "synthetic-1t", 1, 1 << 20, {"torch": "2"})
+POWER_W = 10.0
+
+
+def true_time_s(workload: Workload) -> float:
+    cost, _ = count(workload)
+    return 2e-6 + cost.macs * 2e-11 + cost.bytes * 1e-10
+
+
+def make_dataset(rows: dict[str, int], noise: float = 0.01, seed: int = 0) -> Dataset:
+    rng = random.Random(seed)
+    measurements = []
+    for i, workload in enumerate(make_plan(rows, seed)):
+        time_s = true_time_s(workload) * math.exp(rng.gauss(0, noise))
+        measurements.append(
+            Measurement(workload, time_s, POWER_W * time_s, POWER_W, 0.01, 5, 100,
+                        "estimated", "estimated", (), i)
+        )  # fmt: skip
+    provenance = {
+        "meter": "estimated",
+        "meter_relative_uncertainty": 0.5,
+        "assumptions": ["Power is assumed."],
+        "finished": "2026-01-01T00:00:00+00:00",
+    }
+    return Dataset(measurements, DEVICE, provenance)

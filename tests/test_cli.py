@@ -1,0 +1,198 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from layer_energy import cli
+from layer_energy.dataset import Dataset, NetworkMeasurement
+from tests.synthetic import make_dataset
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run ``layer-energy ARGS``; returns (exit code, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["layer-energy", *map(str, args)])
+        monkeypatch.setattr(cli, "out", cli.Console(width=120))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def dataset_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset") / "synthetic"
+    rows = dict.fromkeys(("conv2d", "relu", "max_pool2d", "linear", "adaptive_avg_pool2d",
+                          "copy", "batch_norm", "add"), 60)  # fmt: skip
+    dataset = make_dataset(rows)
+    dataset.networks = [
+        NetworkMeasurement(name, batch, f"{batch}x3x224x224", "float32", "inference", 0.5, 5.0,
+                           10.0, 0.01, 3, "estimated", "estimated", (), 0.5, 5.0)
+        for name in ("alexnet", "resnet18") for batch in (1, 8)
+    ]  # fmt: skip
+    dataset.save(folder)
+    return folder
+
+
+def test_predict_prints_a_table(run):
+    code, out, _ = run("predict", "alexnet")
+    assert code == 0
+    assert "conv2d" in out
+    assert "total" in out
+
+
+def test_predict_json_has_the_keys_of_the_contract(run):
+    code, out, _ = run("predict", "alexnet", "--batch-size", 2, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert list(report["layers"][0])
+    assert report["batch_size"] == 2
+    assert report["model"] == "alexnet"
+    assert {"energy_j", "energy_low_j", "energy_high_j", "time_s", "coverage", "quality",
+            "assumptions", "input", "dtype", "mode", "device"} <= set(report)  # fmt: skip
+
+
+def test_predict_uses_the_size_of_the_weights(run):
+    _, out, _ = run("predict", "efficientnet_b3", "--json")
+    assert json.loads(out)["input"] == "1x3x300x300"
+
+
+def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Embedding(10, 4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, _ = run("predict", "mine:net", "--input", "2,7:int64", "--json")
+    assert code == 0
+    assert json.loads(out)["layers"][0]["params"]["tokens"] == 14
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["predict", "vgg61"], "did you mean vgg"),
+        (["predict", "timm:mobilnet"], "timm has no model"),
+        (["predict", "hf:no-such-thing"], "config.json"),
+        (["predict", "no.such:thing"], "package.module:factory"),
+        (["predict", "os:getcwd"], "not a torch.nn.Module"),
+        (["predict", "os:sep"], "not callable"),
+        (["predict", "alexnet", "--input", "1,a"], "1,3,224,224"),
+        (["predict", "alexnet", "--input", "1,4,224,224"], "features.0, operation conv2d"),
+        (["predict", "alexnet", "--device", "z80"], "no profile is called"),
+        (["predict", "alexnet", "--dtype", "float31"], "float31"),
+        (["predict", "alexnet", "--mode", "training"], "forward passes only"),
+        (["collect", "--out", "/dev/null/nope", "--rows", "relu=3"], "not a writable folder"),
+        (["collect", "--out", "x", "--rows", "relux=3"], "no layer type is called"),
+        (["collect", "--out", "x", "--rows", "relu=many"], "neither 'default'"),
+        (["collect", "--out", "x", "--rows", "-1"], "between 0 and 100"),
+        (["collect", "--out", "x", "--meter", "sundial"], "sundial"),
+        (["fit", "/nowhere", "--out", "x.json"], "layer-energy collect"),
+        (["fit", ".", "--out", "x.txt"], ".json"),
+        (["evaluate", "networks"], "--measure"),
+        (["evaluate", "networks", "--measure", "--batch-sizes", "1,x"], "--batch-sizes"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*args)
+    assert code == 2
+    assert message in err.replace("\n", " ")
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_every_command_has_an_example(run):
+    for command in (["predict"], ["collect"], ["fit"], ["evaluate", "networks"],
+                    ["evaluate", "layers"], ["profiles"], ["doctor"]):  # fmt: skip
+        code, out, _ = run(*command, "--help")
+        assert code == 0
+        assert "Example: layer-energy" in out
+        assert "--json" in out
+
+
+def test_collect_fit_predict(run, tmp_path):
+    folder, profile = tmp_path / "mine", tmp_path / "mine.json"
+    code, out, _ = run("collect", "--out", folder, "--rows", "copy=25", "--meter", "estimated",
+                       "--max-power-w", 65, "--json")  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["complete"]
+    assert "13 W + 52 W" in " ".join(Dataset.load(folder).provenance["assumptions"])
+    code, out, _ = run("fit", folder, "--out", profile, "--json")
+    assert code == 0
+    assert json.loads(out)["rows"] == 25
+    code, out, _ = run("predict", "alexnet", "--device", profile, "--json")
+    assert code == 0
+    assert json.loads(out)["in_domain"] < 0.1
+
+
+def test_dry_run_writes_nothing(run, tmp_path):
+    code, out, _ = run("collect", "--out", tmp_path / "x", "--rows", "0.1", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["rows"]["conv2d"] == 80
+    assert not (tmp_path / "x").exists()
+
+
+def test_evaluate_networks_of_a_dataset(run, dataset_folder, tmp_path):
+    profile = tmp_path / "p.json"
+    assert run("fit", dataset_folder, "--out", profile)[0] == 0
+    code, out, _ = run("evaluate", "networks", "--dataset", dataset_folder, "--device", profile,
+                       "--json")  # fmt: skip
+    assert code == 0
+    result = json.loads(out)
+    assert set(result["scores"]) == {"layer_energy", "floor", "flops", "flops+bytes"}
+    assert result["scores"]["floor"]["median_error"] == 0
+    code, out, _ = run("evaluate", "networks", "--dataset", dataset_folder, "--device", profile)
+    assert "resnet18" in out
+
+
+def test_evaluate_layers(run, dataset_folder):
+    code, out, _ = run("evaluate", "layers", dataset_folder, "--kinds", "relu", "--json")
+    assert code == 0
+    rows = {row["regressor"]: row for row in json.loads(out)}
+    assert set(rows) == {"hybrid", "physical", "polynomial"}
+    assert rows["physical"]["median_error"] < 0.05
+    assert "relu, hybrid" in run("evaluate", "layers", dataset_folder, "--kinds", "relu")[1]
+
+
+def test_profiles_and_doctor(run):
+    code, out, _ = run("profiles", "--json")
+    assert code == 0
+    assert all(p["quality"] in ("measured", "estimated") for p in json.loads(out).values())
+    code, out, _ = run("doctor", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["chosen_meter"] in facts["meters"]
+    assert run("profiles")[0] == run("doctor")[0] == 0
+
+
+def test_ctrl_c_stops_after_the_row_and_resumes(tmp_path):
+    command = [sys.executable, "-m", "layer_energy", "collect", "--out", str(tmp_path / "d"),
+               "--rows", "relu=25", "--meter", "estimated"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    journal = tmp_path / "d" / "journal.jsonl"
+    while not journal.exists() or journal.read_text().count("\n") < 4:
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "stopping after this row" in err
+    assert "run the same command to go on" in out.replace("\n", " ")
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["resumed"] >= 3

@@ -1,0 +1,212 @@
+"""Measuring and collecting on the local CPU: real runs, kept short."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from layer_energy.collect import JOURNAL_NAME, collect
+from layer_energy.dataset import Dataset
+from layer_energy.device import local_cpu, slugify
+from layer_energy.errors import DatasetError, InvalidInput, MeasureError
+from layer_energy.layers import kinds, layer_type, workload
+from layer_energy.measure import Protocol, dwell, measure, rotation
+from layer_energy.meters import EstimatedMeter, SimulatedMeter, VirtualClock, open_meter
+from layer_energy.plan import default_rows, make_plan
+from layer_energy.workload import Device
+
+QUICK = Protocol(dwell_s=0.01, repeats=3, attempts=1)
+ROWS = {"relu": 6, "linear": 4}
+
+
+@pytest.fixture(scope="module")
+def device():
+    return local_cpu()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind != "generic"])
+def test_every_layer_type_can_be_measured(kind, device):
+    from random import Random
+
+    rng = Random(1)
+    small = Device("test", "cpu", "test", 2, 1 << 16)
+    while True:
+        p = layer_type(kind).sample(rng)
+        if p is None:
+            continue
+        work = workload(kind, **p)
+        try:
+            row = measure(work, small, EstimatedMeter(), Protocol(0.002, 3, 1, bytes_cap=1 << 22))
+            break
+        except MeasureError as error:
+            assert "above the cap" in str(error)  # noqa: PT017  # the only failure that is expected
+    assert row.time_s > 0
+    assert row.energy_j == pytest.approx(row.power_w * row.time_s)
+    assert row.quality == "estimated"
+
+
+def test_energy_is_power_times_time_on_a_device_whose_power_is_known(device):
+    meter = SimulatedMeter(power_w=40.0)
+    row = measure(workload("relu", elements=10**5, in_place=0), device, meter, QUICK)
+    assert row.power_w == pytest.approx(40.0, rel=1e-6)
+    assert row.energy_j == pytest.approx(40.0 * row.time_s, rel=1e-6)
+
+
+def test_a_dwell_times_what_it_executes():
+    def execute(times):
+        time.sleep(0.002 * times)
+
+    timing = dwell(execute, EstimatedMeter(), Protocol(dwell_s=0.05))
+    assert timing.time_s == pytest.approx(0.002, rel=0.25)
+    assert timing.executions >= 15
+    assert timing.spread < 0.25
+
+
+def test_a_noisy_dwell_is_repeated_and_the_quietest_kept():
+    calls = []
+
+    def execute(times):
+        calls.append(times)
+        time.sleep(0.003 * (1 + (len(calls) % 3)))
+
+    timing = dwell(execute, EstimatedMeter(), Protocol(dwell_s=0.02, repeats=3, attempts=4))
+    assert len(calls) >= 2 + 4 * timing.repeats
+
+
+def test_slower_work_takes_longer(device):
+    small, large = (
+        measure(
+            workload("linear", tokens=n, in_features=512, out_features=512, bias=0),
+            device, EstimatedMeter(), QUICK,
+        )
+        for n in (8, 2048)
+    )  # fmt: skip
+    assert large.time_s > 5 * small.time_s
+
+
+def test_copies_rotate_over_three_caches():
+    device = Device("d", "cpu", "d", 1, 1 << 20)
+    assert rotation(device, 1 << 20) == 3
+    assert rotation(device, 1 << 30) == 1
+    assert rotation(device, 10) == 64
+
+
+def test_too_large_a_layer_is_refused(device):
+    with pytest.raises(MeasureError, match="above the cap"):
+        measure(workload("fill", elements=2**40), device, EstimatedMeter(), QUICK)
+
+
+class TestPlan:
+    def test_is_deterministic_and_distinct(self):
+        assert make_plan(ROWS, 3) == make_plan(ROWS, 3)
+        assert make_plan(ROWS, 3) != make_plan(ROWS, 4)
+        plan = make_plan({"conv2d": 50})
+        assert len(set(plan)) == len(plan) == 50
+
+    def test_is_not_sorted_by_size(self):
+        sizes = [w.params["elements"] for w in make_plan({"relu": 50})]
+        assert sizes not in (sorted(sizes), sorted(sizes, reverse=True))
+
+    def test_spreads_over_the_decades_of_size(self):
+        sizes = [w.params["elements"] for w in make_plan({"relu": 60})]
+        assert sum(n < 10**4 for n in sizes) > 8
+        assert sum(n > 10**6 for n in sizes) > 8
+
+    def test_the_default_meets_what_the_paper_measured(self):
+        rows = default_rows()
+        for kind in ("conv2d", "max_pool2d", "linear", "relu", "tanh", "sigmoid", "softmax"):
+            assert rows[kind] >= 300
+        assert min(rows.values()) >= 100
+
+    def test_refuses_nonsense(self):
+        with pytest.raises(InvalidInput, match="at least 1"):
+            make_plan({"relu": 0})
+        with pytest.raises(InvalidInput, match="no layer type"):
+            make_plan({"relux": 1})
+        with pytest.raises(InvalidInput, match="cannot be measured"):
+            make_plan({"generic": 1})
+
+
+class TestCollect:
+    def test_writes_a_dataset_with_its_provenance(self, tmp_path, device):
+        summary = collect(tmp_path, device, open_meter("estimated"), ROWS, protocol=QUICK)
+        assert summary.complete
+        assert summary.planned == 10
+        dataset = Dataset.load(tmp_path)
+        assert {k: len(dataset.of(k)) for k in dataset.kinds} == ROWS
+        for fact in ("seed", "meter", "allocator", "protocol", "layer_energy", "assumptions"):
+            assert fact in dataset.provenance
+        assert not (tmp_path / JOURNAL_NAME).exists()
+
+    def test_a_stopped_collection_goes_on_where_it_was(self, tmp_path, device):
+        seen = []
+        meter = open_meter("estimated")
+        first = collect(tmp_path, device, meter, ROWS, protocol=QUICK, on_row=seen.append,
+                        should_stop=lambda: len(seen) >= 4)  # fmt: skip
+        assert (first.complete, first.measured) == (False, 4)
+        assert not (tmp_path / "datapackage.json").exists()
+        second = collect(tmp_path, device, meter, ROWS, protocol=QUICK)
+        assert second.complete
+        assert second.resumed == 4
+        ids = sorted(m.row_id for m in Dataset.load(tmp_path).measurements)
+        assert ids == list(range(10))
+
+    def test_another_plan_in_the_same_folder_is_refused(self, tmp_path, device):
+        meter = open_meter("estimated")
+        collect(tmp_path, device, meter, ROWS, protocol=QUICK, budget_s=0.0)
+        with pytest.raises(DatasetError, match="seed"):
+            collect(tmp_path, device, meter, ROWS, protocol=QUICK, seed=1)
+
+    def test_a_killed_collection_loses_no_finished_row(self, tmp_path):
+        code = (
+            "from layer_energy.collect import collect\n"
+            "from layer_energy.device import local_cpu\n"
+            "from layer_energy.measure import Protocol\n"
+            "from layer_energy.meters import open_meter\n"
+            "collect({!r}, local_cpu(), open_meter('estimated'), {!r},\n"
+            "        protocol=Protocol(dwell_s=0.01, repeats=3, attempts=1),\n"
+            "        on_row=lambda row: print(row.row_id, flush=True))\n"
+        ).format(str(tmp_path), {"relu": 40})
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        told = [int(process.stdout.readline()) for _ in range(5)]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        summary = collect(tmp_path, local_cpu(), open_meter("estimated"), {"relu": 40},
+                          protocol=QUICK)  # fmt: skip
+        assert summary.resumed >= len(told)
+        assert sorted(m.row_id for m in Dataset.load(tmp_path).measurements) == list(range(40))
+
+
+def test_device_names_become_folder_names():
+    assert slugify("NVIDIA H200") == "nvidia-h200"
+    assert slugify("Intel(R) Xeon(R) Gold 5120 CPU @ 2.20GHz") == "intel-xeon-gold-5120"
+    assert slugify("") == "unknown"
+
+
+def test_the_virtual_clock_is_public_for_users_tests():
+    clock = VirtualClock()
+    meter = SimulatedMeter(power_w=2.0, clock=clock)
+    first = meter.read()
+    clock.advance(3.0)
+    assert meter.read().energy_j - first.energy_j == pytest.approx(6.0)
+
+
+def test_a_finished_dataset_is_not_overwritten(tmp_path, device):
+    collect(tmp_path, device, open_meter("estimated"), {"relu": 3}, protocol=QUICK)
+    with pytest.raises(DatasetError, match="already holds"):
+        collect(tmp_path, device, open_meter("estimated"), {"relu": 3}, protocol=QUICK)
+
+
+def test_failed_rows_are_flagged_and_not_tried_again(tmp_path, device):
+    tiny = Protocol(dwell_s=0.01, repeats=3, attempts=1, bytes_cap=1000)
+    summary = collect(tmp_path, device, open_meter("estimated"), {"relu": 8}, protocol=tiny)
+    assert summary.complete
+    assert 0 < len(summary.failed) < 8
+    dataset = Dataset.load(tmp_path)
+    assert len(dataset.measurements) == 8
+    assert len(dataset.of("relu")) == 8 - len(summary.failed)
