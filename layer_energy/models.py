@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_SLOW_INITIALISATION = ("googlenet", "inception_v3")
+"""Draw truncated normals through scipy for half a minute, and warn about it."""
+
+
 def build_model(name: str, real: bool = False) -> nn.Module:
     """Build a model by name, on the meta device where its construction allows that.
 
@@ -78,7 +82,11 @@ def _torchvision(name: str) -> Callable[[], Any]:
             f"torchvision has no model {name!r}{hint} Other sources: timm:NAME, hf:PATH, "
             "package.module:factory"
         )
-    extra = {"weights_backbone": None} if _takes_backbone(models.get_model_builder(name)) else {}
+    extra: dict[str, Any] = {}
+    if _takes_backbone(models.get_model_builder(name)):
+        extra["weights_backbone"] = None
+    if name in _SLOW_INITIALISATION:
+        extra["init_weights"] = False
     return lambda: models.get_model(name, weights=None, **extra)
 
 

@@ -11,7 +11,7 @@ from layer_energy.dataset import NetworkMeasurement
 from layer_energy.errors import MeasureError
 from layer_energy.measure import Protocol, dwell, measure, steady_allocator
 from layer_energy.meters.base import Meter
-from layer_energy.models import default_input
+from layer_energy.models import build_model, default_input
 from layer_energy.walk import walk
 from layer_energy.workload import Device, Workload
 
@@ -50,12 +50,10 @@ def measure_network(
     Raises:
         MeasureError: if the network cannot be run.
     """
-    from torchvision import models
-
     steady_allocator()
     shape = (batch_size, *(default_input(name) or (3, 224, 224)))
     try:
-        model = models.get_model(name, weights=None).eval()
+        model = build_model(name, real=True).eval()
         inputs = itertools.cycle([torch.randn(shape) for _ in range(4)])
         with torch.inference_mode():
 
@@ -64,7 +62,7 @@ def measure_network(
                     model(next(inputs))
 
             timing = dwell(execute, meter, protocol)
-    except (RuntimeError, MemoryError, ValueError) as error:
+    except (RuntimeError, MemoryError) as error:
         raise MeasureError(f"{name} at batch {batch_size}: {error}") from error
     sums: tuple[float | None, float | None] = (None, None)
     if layer_times is not None:

@@ -193,6 +193,6 @@ def test_ctrl_c_stops_after_the_row_and_resumes(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 3
     assert "stopping after this row" in err
-    assert "run the same command to go on" in out.replace("\n", " ")
+    assert "run the same command to go on" in " ".join(out.split())
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["resumed"] >= 3
