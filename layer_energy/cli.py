@@ -140,7 +140,7 @@ def _inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def collect(
     folder: Annotated[Path, typer.Option("--out", help="The dataset's folder; resumed if begun.")],
     rows: Annotated[
-        str, typer.Option(help="Rows: 'default', a factor on it such as 0.1, or KIND=N,KIND=N.")
+        str, typer.Option(help="'default', a number for every layer type, or KIND=N,KIND=N.")
     ] = "default",
     seed: Annotated[int, typer.Option(help="Of the random layers.")] = 0,
     meter: Annotated[str, typer.Option(help="auto, rapl or estimated.")] = "auto",
@@ -197,28 +197,23 @@ def collect(
 
 
 def _rows(text: str) -> dict[str, int]:
+    from layer_energy.layers import layer_type
     from layer_energy.plan import default_rows
 
     if text == "default":
         return default_rows()
     try:
         if "=" not in text:
-            scale = float(text)
-            if not 0 < scale <= 100:
-                raise InvalidInput(f"--rows as a factor must be between 0 and 100, got {text}")
-            return default_rows(scale)
+            return dict.fromkeys(default_rows(), int(text))
         pairs = [part.partition("=") for part in text.split(",")]
-        wanted = {kind.strip(): int(n) for kind, _, n in pairs}
-    except ValueError as error:
-        if isinstance(error, LayerEnergyError):
-            raise
+        wanted = {layer_type(kind.strip()).kind: int(n) for kind, _, n in pairs}
+    except InvalidInput:
+        raise
+    except ValueError:
         raise InvalidInput(
-            f"--rows {text!r} is neither 'default', a factor such as 0.1, nor KIND=N,KIND=N"
+            f"--rows {text!r} is neither 'default', a number for every layer type, nor "
+            "KIND=N,KIND=N"
         ) from None
-    from layer_energy.layers import layer_type
-
-    for kind in wanted:
-        layer_type(kind)
     return wanted
 
 

@@ -25,12 +25,12 @@ CPU_BYTES_CAP = 320 << 20
 """Rough rates of a small CPU: they only keep hopelessly large layers out of the plan."""
 
 
-def default_rows(scale: float = 1.0) -> dict[str, int]:
+def default_rows() -> dict[str, int]:
     """Rows per layer type: most for the types where the joules of networks go."""
     rows = {kind: 105 for kind in kinds() if kind != GENERIC}
     rows |= dict.fromkeys(PAPER_KINDS, 315)
     rows |= {"conv2d": 800, "linear": 420, "matmul": 160, "attention": 160, "add": 160, "copy": 200}
-    return {kind: max(1, round(n * scale)) for kind, n in rows.items()}
+    return rows
 
 
 def make_plan(rows: Mapping[str, int], seed: int = 0, dtype: str = "float32") -> list[Workload]:

@@ -99,7 +99,7 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["collect", "--out", "/dev/null/nope", "--rows", "relu=3"], "not a writable folder"),
         (["collect", "--out", "x", "--rows", "relux=3"], "no layer type is called"),
         (["collect", "--out", "x", "--rows", "relu=many"], "neither 'default'"),
-        (["collect", "--out", "x", "--rows", "-1"], "between 0 and 100"),
+        (["collect", "--out", "x", "--rows", "-1"], "at least 1"),
         (["collect", "--out", "x", "--meter", "sundial"], "sundial"),
         (["fit", "/nowhere", "--out", "x.json"], "layer-energy collect"),
         (["fit", ".", "--out", "x.txt"], ".json"),
@@ -142,9 +142,9 @@ def test_collect_fit_predict(run, tmp_path):
 
 
 def test_dry_run_writes_nothing(run, tmp_path):
-    code, out, _ = run("collect", "--out", tmp_path / "x", "--rows", "0.1", "--dry-run", "--json")
+    code, out, _ = run("collect", "--out", tmp_path / "x", "--rows", "8", "--dry-run", "--json")
     assert code == 0
-    assert json.loads(out)["rows"]["conv2d"] == 80
+    assert json.loads(out)["rows"]["conv2d"] == 8
     assert not (tmp_path / "x").exists()
 
 

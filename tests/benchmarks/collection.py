@@ -17,7 +17,9 @@ from layer_energy.plan import default_rows
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        summary = collect(folder, local_cpu(), open_meter(), default_rows(0.02), seed=1)
+        summary = collect(
+            folder, local_cpu(), open_meter(), dict.fromkeys(default_rows(), 3), seed=1
+        )
         spreads = [row.spread for row in Dataset.load(folder).measurements]
     rate = f"{summary.rows_per_minute:.0f} a minute"
     print(f"{summary.measured} rows in {summary.seconds:.0f} s: {rate}")
