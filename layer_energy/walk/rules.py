@@ -124,8 +124,49 @@ def _recurrent(a: Arguments) -> Any:
     return (y, *(torch.empty_like(h, device=META) for h in state))
 
 
+def _dense(x: torch.Tensor) -> bool:
+    return x.is_contiguous() or (
+        x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _like_input(a: Arguments) -> Any:
+    """Element-wise functions and normalisations keep shape and layout."""
+    x = a["self"] if "self" in a else a["input"]
+    if not _dense(x):
+        return NotImplemented
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
+
+
+def _itself(a: Arguments) -> Any:
+    return a["self"]
+
+
+def _same_shapes(rule: Rule) -> Rule:
+    """Apply ``rule`` to two operands that are alike; all else is broadcast or promoted."""
+
+    def check(a: Arguments) -> Any:
+        x, y = a["self"], a["other"]
+        alike = (
+            isinstance(y, torch.Tensor)
+            and x.shape == y.shape
+            and x.stride() == y.stride()
+            and x.dtype == y.dtype
+        )
+        return rule(a) if alike else NotImplemented
+
+    return check
+
+
+_POINTWISE = ("relu", "relu6", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid",
+              "hardtanh", "leaky_relu", "elu", "mish")  # fmt: skip
+
 SHAPES: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys((*_POINTWISE, "batch_norm", "layer_norm"), _like_input),
+    **{f"{name}_": _itself for name in _POINTWISE},
+    **dict.fromkeys(("add", "mul"), _same_shapes(_like_input)),
+    **dict.fromkeys(("add_", "mul_"), _same_shapes(_itself)),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }
 """Operation → its output; ``NotImplemented`` hands over to torch's own meta kernel."""

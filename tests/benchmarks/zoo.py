@@ -69,7 +69,7 @@ def main() -> None:
     classifiers = set(models.list_models(module=models))
     rows = []
     for name in models.list_models():
-        model = build_model(name).eval()
+        model = build_model(name).to("meta").eval()
         inputs = infer(model)
         report = predict_energy(model, *inputs.args)
         ours = seconds(lambda m=model, i=inputs: predict_energy(m, *i.args))
