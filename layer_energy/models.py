@@ -77,7 +77,7 @@ def _torchvision(name: str) -> Callable[[], Any]:
 
     if name not in models.list_models():
         near = difflib.get_close_matches(name, models.list_models(), 3, 0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = f"; did you mean {', '.join(near)}?" if near else "."
         raise InvalidInput(
             f"torchvision has no model {name!r}{hint} Other sources: timm:NAME, hf:PATH, "
             "package.module:factory"
