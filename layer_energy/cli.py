@@ -23,6 +23,7 @@ from layer_energy.version import __version__
 if TYPE_CHECKING:
     from layer_energy.dataset import Dataset, NetworkMeasurement
     from layer_energy.evaluate import Score
+    from layer_energy.model import EnergyModel
 
 app = typer.Typer(
     help="How many joules a neural network will use, layer by layer, before it runs.",
@@ -206,15 +207,13 @@ def _rows(text: str) -> dict[str, int]:
         if "=" not in text:
             return dict.fromkeys(default_rows(), int(text))
         pairs = [part.partition("=") for part in text.split(",")]
-        wanted = {layer_type(kind.strip()).kind: int(n) for kind, _, n in pairs}
-    except InvalidInput:
-        raise
+        wanted = {kind.strip(): int(n) for kind, _, n in pairs}
     except ValueError:
         raise InvalidInput(
             f"--rows {text!r} is neither 'default', a number for every layer type, nor "
             "KIND=N,KIND=N"
         ) from None
-    return wanted
+    return {layer_type(kind).kind: n for kind, n in wanted.items()}
 
 
 def _check_writable(folder: Path) -> None:
@@ -226,7 +225,9 @@ def _check_writable(folder: Path) -> None:
 
 
 def _show_plan(rows: dict[str, int], as_json: bool) -> None:
-    seconds = 0.22 * sum(rows.values())
+    from layer_energy.plan import CPU_SECONDS_PER_ROW
+
+    seconds = CPU_SECONDS_PER_ROW * sum(rows.values())
     if as_json:
         _print_json({"rows": rows, "estimated_s": seconds})
         return
@@ -358,9 +359,9 @@ def evaluate_networks(
             }
         )
         return
-    _show_networks(table)
+    _show_networks(table, networks[0].quality)
     _show_scores("method", scores)
-    out.print(f"joules: {model.quality}; profile {model.device['slug']}")
+    _show_origin(model)
 
 
 def _measure_networks(
@@ -406,10 +407,22 @@ def _measure_networks(
         return measure_networks(names, batches, device, meter, exact, keep)
 
 
-def _show_networks(table: Any) -> None:
+def _show_origin(model: EnergyModel) -> None:
+    """Device, source of the joules and intervals behind a table of predictions."""
+    low, high = model.network_ratio.get("energy_j", (float("nan"),) * 2)
+    out.print(
+        f"{model.device['name']}, profile {model.device['slug']}: seconds measured, joules "
+        f"{model.quality}, ±{model.relative_uncertainty:.0%}; 90 % interval of a predicted total "
+        f"{low:.2f} to {high:.2f} ×, from {model.networks} networks"
+    )
+
+
+def _show_networks(table: Any, quality: str) -> None:
     from layer_energy.units import si
 
-    shown = Table("network", "batch", "measured", "predicted", "error", "floor", "time error")
+    shown = Table(
+        "network", "batch", f"run ({quality})", "predicted", "error", "floor", "time error"
+    )
     for row in table.to_dict("records"):
         measured = row["measured_energy_j"]
         floor = row["floor_energy_j"]
@@ -455,10 +468,9 @@ def evaluate_layers(
     from layer_energy.evaluate import Score
     from layer_energy.evaluate import evaluate_layers as evaluate
 
+    loaded = Dataset.load(dataset)
     with err.status("cross-validating"):
-        table = evaluate(
-            Dataset.load(dataset), regressors.split(","), kinds=kinds.split(",") if kinds else None
-        )
+        table = evaluate(loaded, regressors.split(","), kinds.split(",") if kinds else None)
     if as_json:
         _print_json(json.loads(table.to_json(orient="records")))
         return
@@ -471,6 +483,8 @@ def evaluate_layers(
             for row in table.to_dict("records")
         },
     )
+    qualities = sorted({m.quality for m in loaded.measurements})
+    out.print(f"{loaded.device.name}: seconds measured, joules {', '.join(qualities)}")
 
 
 @app.command(epilog="Example: layer-energy profiles --json")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 _SLOW_INITIALISATION = ("googlenet", "inception_v3")
-"""Draw truncated normals through scipy for half a minute, and warn about it."""
+"""Draw truncated normals through scipy, which takes long, and warn about it."""
 
 
 def build_model(name: str, real: bool = False) -> nn.Module:

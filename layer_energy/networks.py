@@ -23,7 +23,6 @@ NETWORKS = (
 )  # fmt: skip
 """One or two of each family of torchvision's classifiers."""
 
-BATCHES = (1, 8)
 NETWORK_PROTOCOL = Protocol(dwell_s=1.0, repeats=9, time_cap_s=30.0, noisy_spread=0.03)
 LAYER_PROTOCOL = Protocol(dwell_s=0.06, attempts=2, time_cap_s=5.0, bytes_cap=4 << 30)
 

@@ -25,6 +25,10 @@ CPU_BYTES_CAP = 320 << 20
 """Rough rates of a small CPU: they only keep hopelessly large layers out of the plan."""
 
 
+CPU_SECONDS_PER_ROW = 0.22
+"""What a row took when the first dataset was collected; for the estimate of ``--dry-run``."""
+
+
 def default_rows() -> dict[str, int]:
     """Rows per layer type: most for the types where the joules of networks go."""
     rows = {kind: 105 for kind in kinds() if kind != GENERIC}

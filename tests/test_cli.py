@@ -161,6 +161,47 @@ def test_evaluate_networks_of_a_dataset(run, dataset_folder, tmp_path):
     assert "resnet18" in out
 
 
+def test_networks_are_measured_and_shown_as_what_they_are(run, dataset_folder):
+    args = ("evaluate", "networks", "--measure", "--exact", "--models", "squeezenet1_1",
+            "--batch-sizes", "1")  # fmt: skip
+    code, out, _ = run(*args, "--json")
+    assert code == 0
+    (row,) = json.loads(out)["networks"]
+    assert row["model"] == "squeezenet1_1"
+    assert row["floor_time_s"] > 0  # how close the two are is a benchmark, not a test
+    assert row["measured_time_s"] > 0
+    code, out, err = run(*args, "--dataset", dataset_folder)
+    assert code == 2
+    assert "do not belong in it" in " ".join(err.split())
+
+
+def test_every_table_of_joules_says_where_they_come_from(run, dataset_folder, tmp_path):
+    profile = tmp_path / "p.json"
+    run("fit", dataset_folder, "--out", profile)
+    _, out, _ = run("evaluate", "networks", "--dataset", dataset_folder, "--device", profile)
+    assert "run (estimated)" in out
+    assert "Synthetic, profile synthetic-1t: seconds measured, joules estimated, ±50%" in out
+    _, out, _ = run("evaluate", "layers", dataset_folder, "--kinds", "relu")
+    assert "Synthetic: seconds measured, joules estimated" in out
+
+
+def test_a_model_that_needs_values_is_built_for_real(run, tmp_path, monkeypatch):
+    (tmp_path / "values.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.linear = torch.nn.Linear(4, 4)\n"
+        "    def forward(self, x):\n"
+        "        return self.linear(torch.from_numpy(x.numpy() * 2))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, _ = run("predict", "values:Net", "--json")
+    assert code == 0
+    assert "walked by CPU forward" in json.loads(out)["assumptions"]
+
+
 def test_evaluate_layers(run, dataset_folder):
     code, out, _ = run("evaluate", "layers", dataset_folder, "--kinds", "relu", "--json")
     assert code == 0

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -210,3 +211,31 @@ def test_failed_rows_are_flagged_and_not_tried_again(tmp_path, device):
     dataset = Dataset.load(tmp_path)
     assert len(dataset.measurements) == 8
     assert len(dataset.of("relu")) == 8 - len(summary.failed)
+
+
+def test_rows_beside_a_slow_reference_are_measured_again(tmp_path, device, monkeypatch):
+    import layer_energy.collect as module
+
+    real, asked, slow = module.measure, [], []
+
+    def measure(work, *args, **kwargs):
+        row = real(work, *args, **kwargs)
+        reference = len(args) == 3  # the collector's own rows come with a row_id
+        if not reference:
+            asked.append(args[3])
+            if len(asked) == 6:
+                slow.append(True)
+        return replace(row, time_s=1.0 if reference and slow else 0.5)
+
+    def forget(self, *args):
+        drifted = original(self, *args)
+        slow.clear()
+        return drifted
+
+    original = module._References.drifted
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(module._References, "drifted", forget)
+    summary = collect(tmp_path, device, open_meter("estimated"), {"relu": 6}, protocol=QUICK)
+    assert summary.suspect_blocks == 1
+    assert sorted(asked) == sorted(2 * list(range(6)))
+    assert all("drift" not in m.flags for m in Dataset.load(tmp_path).measurements)

@@ -270,3 +270,68 @@ def test_a_matrix_product_with_a_row_bias_reads_a_row_not_a_matrix():
 
 def test_the_batch_of_a_sequence_first_network_is_its_second_dimension():
     assert walk(nn.LSTM(10, 20), batch_size=4).batch_size == 4
+
+
+def test_integers_are_promoted_by_functions_of_the_reals():
+    class Sigmoid(nn.Module):
+        def forward(self, x):
+            return torch.sigmoid(x) * 2.0
+
+    trace = walk(Sigmoid(), torch.zeros(3, 4, dtype=torch.int64))
+    assert [c.workload.dtype for c in trace.calls] == ["int64", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(nn.BatchNorm2d(3), (1, 4, 5, 5)), (nn.LayerNorm(8), (2, 9))]
+)
+def test_normalisations_of_the_wrong_width_are_refused(model, shape):
+    with pytest.raises(WalkError, match="norm"):
+        walk(model, shape)
+
+
+def test_operands_are_broadcast():
+    class Broadcast(nn.Module):
+        def forward(self, x):
+            return x[:1] * x + x
+
+    trace = walk(Broadcast(), (3, 4))
+    assert [c.workload.params["elements"] for c in trace.calls] == [12, 12]
+
+
+class Odd(nn.Module):
+    """Keeps a table, and says itself how it is copied."""
+
+    def __init__(self, parent):
+        super().__init__()
+        self.parents = {"first": parent}
+        self.table = {"calls": 0, "kept": [1, 2]}
+        self.copied = False
+
+    def __deepcopy__(self, memo):
+        twin = Odd(copy.deepcopy(self.parents["first"], memo))
+        twin.copied = True
+        return twin
+
+    def forward(self, x):
+        assert self.copied
+        self.table["calls"] += 1
+        self.table["kept"].append(3)
+        return x + 1
+
+
+def test_a_modules_own_way_of_copying_is_used_and_nothing_is_shared():
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.odd = Odd(None)
+            self.state = {"calls": 0, "nested": {"kept": []}}
+
+        def forward(self, x):
+            self.state["calls"] += 1
+            self.state["nested"]["kept"].append(1)
+            return self.odd(x)
+
+    model = Parent()
+    assert walk(model, (2, 2)).via == "meta clone"
+    assert model.odd.table == {"calls": 0, "kept": [1, 2]}
+    assert model.state == {"calls": 0, "nested": {"kept": []}}

@@ -233,4 +233,8 @@ class EnergyReport:
         return to_text(self)
 
     def __repr__(self) -> str:
-        return f"<EnergyReport {self.model} on {self.device}: {self.energy_j:.4g} J>"
+        low, high = self.interval_j
+        return (
+            f"<EnergyReport {self.model}: predicted for {self.device} ({self.quality} joules) "
+            f"{self.energy_j:.4g} J, 90 % interval {low:.4g} to {high:.4g} J>"
+        )

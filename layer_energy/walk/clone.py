@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,43 +67,11 @@ def meta_clone(model: nn.Module) -> nn.Module:
     for b in model.buffers():
         if id(b) not in memo and (b.is_floating_point() or b.numel() > HOST_CONSTANT_ELEMENTS):
             memo[id(b)] = _without_storage(b)
-    kinds = {kind for kind in {type(m) for m in model.modules()} if _is_plain(kind)}
-    plain = [m for m in model.modules() if type(m) in kinds]
-    for m in plain:  # all shells first: modules may refer to one another
-        memo[id(m)] = type(m).__new__(type(m))
-    for m in plain:
-        memo[id(m)].__dict__.update({k: _copied(v, memo) for k, v in m.__dict__.items()})
     return copy.deepcopy(model, memo)
 
 
 def _without_storage(t: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
-
-
-def _is_plain(kind: type[Any]) -> bool:
-    """Whether deepcopy would do no more than copy the attributes of a module of this class."""
-    defaults = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getattribute__")
-    custom = any(getattr(kind, name, None) is not getattr(object, name, None) for name in defaults)
-    return not custom and not issubclass(kind, torch.jit.ScriptModule)
-
-
-_ATOMS = (int, float, bool, str, type(None), torch.dtype, torch.Size)
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """``copy.deepcopy``, with a short way for what the attributes of modules mostly are."""
-    kind = type(value)
-    if kind in _ATOMS:
-        return value
-    if kind in (dict, OrderedDict) and all(type(k) in _ATOMS for k in value):
-        known = memo.get(id(value))
-        if known is None:
-            known = memo[id(value)] = kind()
-            known.update({k: _copied(v, memo) for k, v in value.items()})
-        return known
-    if kind is tuple and all(type(v) in _ATOMS for v in value):
-        return value
-    return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
 
 
 @contextlib.contextmanager

@@ -130,12 +130,28 @@ def _dense(x: torch.Tensor) -> bool:
     )
 
 
-def _like_input(a: Arguments) -> Any:
-    """Element-wise functions and normalisations keep shape and layout."""
-    x = a["self"] if "self" in a else a["input"]
+def _like(x: torch.Tensor) -> Any:
+    """A result of the same shape, layout and dtype."""
     if not _dense(x):
         return NotImplemented
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
+
+
+def _pointwise(a: Arguments) -> Any:
+    x = a["self"]
+    return _like(x) if x.is_floating_point() else NotImplemented  # integers are promoted
+
+
+def _batch_norm(a: Arguments) -> Any:
+    x = a["input"]
+    vectors = (a["weight"], a["bias"], a["running_mean"], a["running_var"])
+    fits = x.dim() > 1 and all(v is None or v.numel() == x.shape[1] for v in vectors)
+    return _like(x) if fits else NotImplemented  # torch's kernel says what is wrong
+
+
+def _layer_norm(a: Arguments) -> Any:
+    x, normalized = a["input"], list(a["normalized_shape"])
+    return _like(x) if list(x.shape[-len(normalized) :]) == normalized else NotImplemented
 
 
 def _itself(a: Arguments) -> Any:
@@ -163,9 +179,11 @@ _POINTWISE = ("relu", "relu6", "silu", "gelu", "sigmoid", "tanh", "hardswish", "
 
 SHAPES: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
-    **dict.fromkeys((*_POINTWISE, "batch_norm", "layer_norm"), _like_input),
+    **dict.fromkeys(_POINTWISE, _pointwise),
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
     **{f"{name}_": _itself for name in _POINTWISE},
-    **dict.fromkeys(("add", "mul"), _same_shapes(_like_input)),
+    **dict.fromkeys(("add", "mul"), _same_shapes(lambda a: _like(a["self"]))),
     **dict.fromkeys(("add_", "mul_"), _same_shapes(_itself)),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }

@@ -41,6 +41,7 @@ def main() -> None:
     inside = (low <= measured / table["layer_energy_energy_j"]) & (
         measured / table["layer_energy_energy_j"] <= high
     )
+    print(f"{model.device['name']}: seconds measured, joules {model.quality}")
     print(f"90 % interval of totals: {low:.2f} to {high:.2f} x, holds {inside.mean():.0%} of them")
 
 
