@@ -10,6 +10,7 @@ import time
 import pytest
 
 from layer_energy import cli
+from layer_energy.cli import base
 from layer_energy.dataset import Dataset, NetworkMeasurement
 from tests.synthetic import make_dataset
 
@@ -20,8 +21,8 @@ def run(capsys, monkeypatch):
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["layer-energy", *map(str, args)])
-        monkeypatch.setattr(cli, "out", cli.Console(width=120))
-        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
+        monkeypatch.setattr(base.out, "_width", 120)
+        monkeypatch.setattr(base.err, "_width", 200)
         code = 0
         try:
             cli.main()

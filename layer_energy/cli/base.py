@@ -1,0 +1,100 @@
+"""What every command shares: the application, the consoles, JSON, Ctrl-C and progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from layer_energy.errors import InvalidInput
+from layer_energy.version import __version__
+
+app = typer.Typer(
+    help="How many joules a neural network will use, layer by layer, before it runs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+evaluate_app = typer.Typer(help="Predictions beside measurements.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder, such as datasets/NAME.")]
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def check_writable(folder: Path) -> None:
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InvalidInput(f"cannot write to {folder}: {parent} is not a writable folder")
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C fills; the second one ends the program at once."""
+    signals: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+        err.print("stopping after this row; press Ctrl-C again to stop at once")
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Bar:
+    """A progress bar whose length is known only once the work begins."""
+
+    def __init__(self, progress: Any) -> None:
+        self.progress = progress
+        self._task = progress.add_task("rows", total=None)
+
+    def start(self, total: int) -> None:
+        self.progress.update(self._task, total=total)
+
+    def advance(self) -> None:
+        self.progress.advance(self._task)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Bar]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("measuring", BarColumn(), MofNCompleteColumn(), "ETA", TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=quiet) as shown:
+        yield Bar(shown)

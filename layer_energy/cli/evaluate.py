@@ -1,0 +1,202 @@
+"""``layer-energy evaluate``: predictions beside measurements."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from layer_energy.cli.base import (
+    DatasetFolder,
+    Json,
+    err,
+    evaluate_app,
+    out,
+    print_json,
+    progress,
+)
+from layer_energy.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from layer_energy.dataset import Dataset, NetworkMeasurement
+    from layer_energy.evaluate import Score
+    from layer_energy.model import EnergyModel
+
+
+@evaluate_app.command(
+    "networks", epilog="Example: layer-energy evaluate networks --dataset datasets/amd-epyc-2t"
+)
+def evaluate_networks(
+    dataset: Annotated[
+        Path | None, typer.Option(help="Use (and, with --measure, add) the networks of a dataset.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option("--device", help="Profile to judge.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure networks on this machine now.")
+    ] = False,
+    models: Annotated[
+        str | None, typer.Option(help="Names to measure, joined by commas; a built-in list if not.")
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,8",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Also measure each layer: the additivity floor.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Whole networks: predicted beside measured, beside the baselines."""
+    from layer_energy.dataset import Dataset
+    from layer_energy.evaluate import evaluate_networks as evaluate
+    from layer_energy.evaluate import network_scores
+    from layer_energy.model import EnergyModel, default_profile
+
+    loaded = Dataset.load(dataset) if dataset else None
+    if measure:
+        networks = _measure_networks(models, batch_sizes, exact, dataset, loaded, quiet=as_json)
+    elif loaded and loaded.networks:
+        networks = loaded.networks
+    else:
+        raise InvalidInput("no measured networks: add --measure, or --dataset with networks in it")
+    model = EnergyModel.load(profile or default_profile())
+    with err.status("predicting"):
+        table = evaluate(networks, model, loaded)
+    scores = network_scores(table)
+    if as_json:
+        print_json(
+            {
+                "profile": model.device["slug"],
+                "quality": model.quality,
+                "scores": {name: vars(s) for name, s in scores.items()},
+                "networks": json.loads(table.to_json(orient="records")),
+            }
+        )
+        return
+    _show_networks(table, networks[0].quality)
+    show_scores("method", scores)
+    _show_origin(model)
+
+
+def _measure_networks(
+    models: str | None,
+    batch_sizes: str,
+    exact: bool,
+    folder: Path | None,
+    dataset: Dataset | None,
+    quiet: bool,
+) -> list[NetworkMeasurement]:
+    """Measure; each network is at once added to the dataset, where one is given."""
+    from layer_energy.device import local_cpu
+    from layer_energy.meters import open_meter
+    from layer_energy.networks import NETWORKS, measure_networks
+
+    device = local_cpu()
+    if dataset and dataset.device.slug != device.slug:
+        raise InvalidInput(
+            f"the dataset is of {dataset.device.slug}, this machine is {device.slug}; networks "
+            "measured here do not belong in it"
+        )
+
+    names = models.split(",") if models else list(NETWORKS)
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", batch_sizes):
+        raise InvalidInput(
+            f"--batch-sizes must be positive numbers joined by commas: {batch_sizes}"
+        )
+    batches = [int(n) for n in batch_sizes.split(",")]
+    meter = open_meter(dataset.provenance.get("meter", "auto") if dataset else "auto")
+
+    with progress(quiet) as bar:
+
+        def keep(network: NetworkMeasurement) -> None:
+            bar.advance()
+            if dataset and folder:
+                key = (network.model, network.batch_size, network.input)
+                dataset.networks = [
+                    n for n in dataset.networks if (n.model, n.batch_size, n.input) != key
+                ] + [network]
+                dataset.save(folder)
+
+        bar.start(len(names) * len(batches))
+        return measure_networks(names, batches, device, meter, exact, keep)
+
+
+def _show_origin(model: EnergyModel) -> None:
+    """Device, source of the joules and intervals behind a table of predictions."""
+    low, high = model.network_ratio.get("energy_j", (float("nan"),) * 2)
+    out.print(
+        f"{model.device['name']}, profile {model.device['slug']}: seconds measured, joules "
+        f"{model.quality}, ±{model.relative_uncertainty:.0%}; 90 % interval of a predicted total "
+        f"{low:.2f} to {high:.2f} ×, from {model.networks} networks"
+    )
+
+
+def _show_networks(table: Any, quality: str) -> None:
+    from layer_energy.units import si
+
+    shown = Table(
+        "network", "batch", f"run ({quality})", "predicted", "error", "floor", "time error"
+    )
+    for row in table.to_dict("records"):
+        measured = row["measured_energy_j"]
+        floor = row["floor_energy_j"]
+        predicted = row["layer_energy_energy_j"]
+        shown.add_row(
+            row["model"],
+            str(row["batch_size"]),
+            si(measured, "J"),
+            si(predicted, "J"),
+            f"{predicted / measured - 1:+.1%}",
+            f"{floor / measured - 1:+.1%}" if floor and floor == floor else "-",
+            f"{row['layer_energy_time_s'] / row['measured_time_s'] - 1:+.1%}",
+        )
+    out.print(shown)
+
+
+def show_scores(label: str, scores: dict[str, Score]) -> None:
+    shown = Table(label, "n", "median error", "mean error", "within 25 %", "bias", "R²")
+    for name, s in scores.items():
+        shown.add_row(
+            name,
+            str(s.n),
+            f"{s.median_error:.1%}",
+            f"{s.mean_error:.1%}",
+            f"{s.within_25:.0%}",
+            f"{s.bias:+.1%}",
+            f"{s.r2:.3f}",
+        )
+    out.print(shown)
+
+
+@evaluate_app.command("layers", epilog="Example: layer-energy evaluate layers datasets/amd-epyc-2t")
+def evaluate_layers(
+    dataset: DatasetFolder,
+    kinds: Annotated[str | None, typer.Option(help="Layer types, joined by commas.")] = None,
+    regressors: Annotated[str, typer.Option(help="Regressors to compare.")] = (
+        "hybrid,physical,polynomial"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Layers: each predicted by a fit without it (5-fold cross-validation)."""
+    from layer_energy.dataset import Dataset
+    from layer_energy.evaluate import Score
+    from layer_energy.evaluate import evaluate_layers as evaluate
+
+    loaded = Dataset.load(dataset)
+    with err.status("cross-validating"):
+        table = evaluate(loaded, regressors.split(","), kinds.split(",") if kinds else None)
+    if as_json:
+        print_json(json.loads(table.to_json(orient="records")))
+        return
+    show_scores(
+        "layer type, regressor",
+        {
+            f"{row.pop('kind')}, {row.pop('regressor')}": Score(
+                **{str(name): value for name, value in row.items()}
+            )
+            for row in table.to_dict("records")
+        },
+    )
+    qualities = sorted({m.quality for m in loaded.measurements})
+    out.print(f"{loaded.device.name}: seconds measured, joules {', '.join(qualities)}")

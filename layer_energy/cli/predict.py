@@ -1,0 +1,87 @@
+"""``layer-energy predict``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from layer_energy.cli.base import Json, app, out, print_json
+from layer_energy.errors import WalkError
+
+
+@app.command(epilog="Example: layer-energy predict resnet50 --batch-size 8")
+def predict(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A torchvision name, timm:NAME, hf:PATH-OR-CONFIG, or package.module:factory."
+        ),
+    ],
+    input: Annotated[  # noqa: A002  # the option's name
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="Shape of an input, 1,3,224,224 or 1,128:int64; NAME=SHAPE for a keyword.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Samples of an inferred input.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="A profile: a shipped name or a .json file.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Price as if run in this dtype.")] = None,
+    mode: Annotated[str, typer.Option(help="inference or training.")] = "inference",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail on operations without a model of their own.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict the joules of one forward pass."""
+    from layer_energy.models import build_model, default_input
+    from layer_energy.predict import predict_energy
+    from layer_energy.report.text import render
+
+    args, kwargs = _inputs(input or [])
+    built = build_model(model)
+    if not args and not kwargs and (size := default_input(model)):
+        args, batch_size = ((batch_size or 1, *size),), None
+        assumed = f"input {'x'.join(map(str, args[0]))} from the transforms of {model}'s weights"
+    else:
+        assumed = ""
+    options: dict[str, Any] = {
+        "kwargs": kwargs,
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+        "mode": mode,
+        "strict": strict,
+        "name": model,
+    }
+    try:
+        report = predict_energy(built, *args, **options)
+    except WalkError:
+        if not any(parameter.is_meta for parameter in built.parameters()):
+            raise
+        report = predict_energy(build_model(model, real=True), *args, **options)
+    if assumed:
+        report.assumptions.insert(0, assumed)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        out.print(render(report))
+
+
+def _inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    from layer_energy.walk import parse_shape
+
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for text in texts:
+        name, equals, shape = text.partition("=")
+        if equals:
+            kwargs[name] = parse_shape(shape)
+        else:
+            args.append(parse_shape(text))
+    return tuple(args), kwargs

@@ -1,0 +1,115 @@
+"""``layer-energy fit``, ``profiles`` and ``doctor``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from layer_energy.cli.base import DatasetFolder, Json, app, err, out, print_json
+from layer_energy.errors import InvalidInput, LayerEnergyError
+from layer_energy.version import __version__
+
+
+@app.command(epilog="Example: layer-energy fit datasets/my-cpu --out my-cpu.json")
+def fit(
+    dataset: DatasetFolder,
+    profile: Annotated[Path, typer.Option("--out", help="The profile to write, a .json file.")],
+    regressor: Annotated[str, typer.Option(help="hybrid, physical or polynomial.")] = "hybrid",
+    as_json: Json = False,
+) -> None:
+    """Fit a profile to a dataset."""
+    from layer_energy.dataset import Dataset
+    from layer_energy.evaluate import fit_profile
+
+    if profile.suffix != ".json":
+        raise InvalidInput(f"--out must name a .json file, got {profile}")
+    with err.status("fitting"):
+        model = fit_profile(Dataset.load(dataset), regressor)
+    model.save(profile)
+    facts = {
+        "profile": str(profile),
+        "kinds": len(model.kinds),
+        "rows": model.dataset["rows"],
+        "networks": model.networks,
+        "quality": model.quality,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        out.print(
+            f"{profile}: {facts['kinds']} layer types from {facts['rows']} rows, interval of "
+            f"totals from {facts['networks']} networks, joules {facts['quality']}"
+        )
+
+
+@app.command(epilog="Example: layer-energy profiles --json")
+def profiles(as_json: Json = False) -> None:
+    """List the profiles that ship with the package."""
+    from layer_energy.model import EnergyModel
+    from layer_energy.model import profiles as names
+
+    models = {name: EnergyModel.load(name) for name in names()}
+    if as_json:
+        print_json(
+            {
+                name: {
+                    "device": m.device,
+                    "dataset": m.dataset,
+                    "quality": m.quality,
+                    "dtypes": m.dtypes,
+                    "networks": m.networks,
+                }
+                for name, m in models.items()
+            }
+        )
+        return
+    table = Table("profile", "device", "joules", "dtypes", "layer types", "rows", "networks")
+    for name, m in models.items():
+        kinds = {key.split("/")[0] for key in m.kinds}
+        table.add_row(
+            name,
+            m.device["name"],
+            m.quality,
+            ", ".join(m.dtypes),
+            str(len(kinds)),
+            str(m.dataset["rows"]),
+            str(m.networks),
+        )
+    out.print(table)
+
+
+@app.command(epilog="Example: layer-energy doctor")
+def doctor(as_json: Json = False) -> None:
+    """What this machine is, and where its joules would come from."""
+    from dataclasses import asdict
+
+    from layer_energy.device import local_cpu
+    from layer_energy.meters import open_meter
+    from layer_energy.meters.base import meters
+    from layer_energy.model import profiles as names
+
+    sources = {}
+    for name in meters():
+        try:
+            sources[name] = open_meter(name).quality
+        except LayerEnergyError as error:
+            sources[name] = f"not available: {error}"
+        except TypeError:
+            sources[name] = "for tests: made in Python"
+    chosen = open_meter()
+    facts = {
+        "layer_energy": __version__,
+        "device": asdict(local_cpu()),
+        "meters": sources,
+        "chosen_meter": chosen.name,
+        "assumptions": list(chosen.assumptions),
+        "profiles": names(),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    out.print_json(json.dumps(facts))
