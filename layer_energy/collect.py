@@ -1,53 +1,83 @@
-"""A plan → a measured dataset: order, drift, resume, budget.
+"""A plan → a measured dataset: order, drift, faults, resume, budget.
 
 Every finished row is appended to a journal at once, so a kill loses at most the row in flight.
-Between blocks of rows two reference layers are timed; a block beside which they ran slower than
-usual (another process, a hot machine) is flagged and measured again at the end.
+Between blocks of rows reference layers are measured; a block beside which they ran slower than
+usual (another process, a hot machine) is measured again, and flagged if it stays so. Whole networks
+come between the blocks, so that they are measured under the same conditions.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
+import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from layer_energy.datapackage import PACKAGE
 from layer_energy.dataset import Dataset
-from layer_energy.errors import DatasetError, MeasureError
+from layer_energy.errors import DatasetError, DeviceLost, DroppedInterval, MeasureError
 from layer_energy.journal import Journal
-from layer_energy.layers.base import workload
-from layer_energy.measure import Protocol, measure, release_memory, steady_allocator
-from layer_energy.meters.base import Meter
-from layer_energy.plan import make_plan
+from layer_energy.measure import Bench
+from layer_energy.networks import layers_of, measure_network, with_floor
+from layer_energy.plan import Job, NetworkJob, Plan
 from layer_energy.version import __version__
-from layer_energy.workload import Device, Measurement, Workload
+from layer_energy.workload import Measurement, NetworkMeasurement, Workload
 
 BLOCK_ROWS = 25
-SUSPECT_ROUNDS = 2
-"""How often suspect blocks are measured again before they stay flagged."""
+NETWORK_S = 20.0
+"""A network is not begun with less time than this left."""
 
-DRIFT_LIMIT = 0.10
-"""A reference this much slower than usual, three times in a row, makes the block suspect."""
+NETWORK_SHARE = 0.25
+"""Networks take no more than this share of a budget."""
+
+SUSPECT_ROUNDS = 2
+"""How often suspect blocks are measured again before they stay flagged; once within a budget."""
+
+TRIES = 3
+"""Of a row that fails a health check."""
+
+FATAL_STARTS = 2
+"""A row during which the process died this often is not tried again."""
+
+CLOSING_S = 20.0
+"""Kept free at the end of a budget; a twentieth of it, if that is less."""
 
 JOURNAL_NAME = "journal.jsonl"
 
 
 @dataclass
 class Summary:
-    """What a collection did."""
+    """What a collection did.
+
+    Attributes:
+        planned: rows of the plan.
+        measured: rows measured by this run.
+        resumed: rows found in the journal.
+        networks: whole networks measured by this run.
+        failed: why rows could not be measured.
+        dropped: intervals that failed a health check and were measured again.
+        suspect_blocks: blocks measured again beside a drifted reference.
+        lost_lines: damaged lines of the journal.
+        seconds: of this run.
+        complete: nothing of the plan is left.
+        saved: the dataset was written.
+    """
 
     planned: int
     measured: int = 0
     resumed: int = 0
+    networks: int = 0
     failed: list[str] = field(default_factory=list)
+    dropped: int = 0
     suspect_blocks: int = 0
+    lost_lines: int = 0
     seconds: float = 0.0
     complete: bool = False
+    saved: bool = False
 
     @property
     def rows_per_minute(self) -> float:
@@ -57,144 +87,246 @@ class Summary:
 
 def collect(
     out: str | Path,
-    device: Device,
-    meter: Meter,
-    rows: Mapping[str, int],
-    seed: int = 0,
-    protocol: Protocol | None = None,
+    bench: Bench,
+    plan: Plan,
     budget_s: float | None = None,
     on_start: Callable[[int], None] = lambda rows: None,
     on_row: Callable[[Measurement], None] = lambda row: None,
     should_stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Summary:
-    """Measure a plan of random layers and write it as a dataset.
+    """Measure a plan and write it as a dataset.
 
     Args:
         out: the dataset's folder; an interrupted collection in it is resumed.
-        device: what is being measured, see :func:`layer_energy.device.local_cpu`.
-        meter: the source of joules.
-        rows: rows per layer type.
-        seed: of the plan.
-        protocol: of each measurement.
-        budget_s: stop cleanly after this many seconds; the next call resumes.
+        bench: the device, and how it is measured.
+        plan: what to measure.
+        budget_s: stop cleanly before this many seconds are over; the next call resumes. A plan that
+            fills its budget is written as a dataset then, others when nothing is left of them.
         on_start: called once with the number of rows left to measure.
         on_row: called after each row of these; failed ones are flagged.
         should_stop: asked before each row.
+        clock: seconds of the budget.
 
     Raises:
-        DatasetError: if ``out`` holds a finished dataset, or an interrupted one of another plan.
+        DatasetError: if ``out`` holds a finished dataset or an interrupted one of another plan, or
+            the disk is full; what was measured is then in a folder that the message names.
+        MeterError: if the source of joules is gone.
+        DeviceLost: if this process can no longer use the device; a new one may go on.
     """
-    protocol = protocol or Protocol()
     out = Path(out)
     if (out / PACKAGE).exists() and not (out / JOURNAL_NAME).exists():
         raise DatasetError(f"{out} already holds a finished dataset; choose another folder")
-    plan = make_plan(rows, seed)
-    allocator = steady_allocator()
-    summary = Summary(planned=len(plan))
-    started = time.perf_counter()
     identity = {
-        "device": device.slug,
-        "seed": seed,
-        "rows": dict(sorted(rows.items())),
-        "plan_crc": zlib.crc32(repr(plan).encode()),
-        "protocol": asdict(protocol),
-        "meter": meter.name,
+        **plan.identity,
+        "device": bench.device.slug,
+        "meter": bench.meter,
+        "protocol": dict(bench.protocol()),
     }
     with Journal(out / JOURNAL_NAME, identity) as journal:
-        done = {i for i, row in journal.rows.items() if "drift" not in row.flags}
-        summary.resumed = len(done)
-        references = _References(device, meter)
-        todo = [i for i in range(len(plan)) if i not in done]
-        on_start(len(todo))
-        for attempt in range(1 + SUSPECT_ROUNDS):
-            suspects: list[int] = []
-            for block in _blocks(todo):
-                measured = []
-                for row_id in block:
-                    release_memory()
-                    late = budget_s is not None and time.perf_counter() - started > budget_s
-                    if late or should_stop():
-                        summary.seconds = time.perf_counter() - started
-                        return summary
-                    row = _measure_row(plan[row_id], row_id, device, meter, protocol, summary)
-                    measured.append(row)
-                    journal.append(row)
-                    if attempt == 0:
-                        on_row(row)
-                if references.drifted():
-                    summary.suspect_blocks += 1
-                    suspects += block
-                    for row in measured:
-                        journal.append(replace(row, flags=(*row.flags, "drift")))
-            todo = suspects
-        provenance = {
-            **identity,
-            "layer_energy": __version__,
-            "allocator": allocator,
-            "meter_quality": meter.quality,
-            "meter_relative_uncertainty": meter.relative_uncertainty,
-            "assumptions": list(meter.assumptions),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "planned": len(plan),
-            "failed": len(summary.failed),
-            "suspect_blocks": summary.suspect_blocks,
-        }
-        Dataset([journal.rows[i] for i in sorted(journal.rows)], device, provenance).save(out)
-    (out / JOURNAL_NAME).unlink()
-    summary.complete = True
-    summary.seconds = time.perf_counter() - started
+        run = _Run(bench, plan, journal, budget_s, should_stop, clock)
+        on_start(len(run.queue))
+        try:
+            run.rows_and_networks(on_row)
+        except OSError as error:
+            raise _rescued(error, run, identity) from error
+        summary = run.summary
+        summary.saved = summary.complete or (plan.fills_budget and run.out_of_time)
+        if summary.saved:
+            run.dataset(identity).save(out)
+    if summary.complete:
+        (out / JOURNAL_NAME).unlink()
+    summary.seconds = clock() - run.started_s
     return summary
 
 
-def _blocks(todo: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(todo), BLOCK_ROWS):
-        yield todo[start : start + BLOCK_ROWS]
+class _Run:
+    def __init__(
+        self,
+        bench: Bench,
+        plan: Plan,
+        journal: Journal,
+        budget_s: float | None,
+        should_stop: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._bench, self._plan, self._journal = bench, plan, journal
+        self._should_stop, self._clock = should_stop, clock
+        self.started_s = clock()
+        reserve_s = 0.0 if budget_s is None else min(CLOSING_S, budget_s / 20)
+        self._budget_s = None if budget_s is None else budget_s - reserve_s
+        done = {i for i, row in journal.rows.items() if "drift" not in row.flags}
+        self.summary = Summary(len(plan.jobs), resumed=len(done), lost_lines=journal.dropped)
+        self.queue = deque(i for i in range(len(plan.jobs)) if i not in done)
+        measured = {_network_key(n) for n in journal.networks}
+        self._networks = deque(n for n in plan.networks if _job_key(n) not in measured)
+        self._tries: Counter[int] = Counter()
+        self._suspected: Counter[int] = Counter()
+        self._networks_s = 0.0
+        self.out_of_time = False
 
+    def rows_and_networks(self, on_row: Callable[[Measurement], None]) -> None:
+        """Measure until nothing is left, time is up, or someone says stop."""
+        while self.queue or self._networks:
+            block: list[int] = []
+            while self.queue and len(block) < BLOCK_ROWS:
+                if self._stop():
+                    return
+                row_id = self.queue.popleft()
+                row = self._row(row_id)
+                if row is not None:
+                    block.append(row_id)
+                    if not self._suspected[row_id]:
+                        on_row(row)
+            if block and self._bench.drifted():
+                self._suspect(block)
+            while self._networks_lag():
+                self._next_network()
+            if self._networks and not self.queue:
+                self.out_of_time = True
+                return
+        self.summary.complete = True
 
-def _measure_row(
-    work: Workload,
-    row_id: int,
-    device: Device,
-    meter: Meter,
-    protocol: Protocol,
-    summary: Summary,
-) -> Measurement:
-    try:
-        row = measure(work, device, meter, protocol, row_id)
-    except MeasureError as error:
-        summary.failed.append(str(error))
-        nothing = dict.fromkeys(("time_s", "energy_j", "power_w", "spread"), 0.0)
-        return Measurement(
-            work, **nothing, repeats=0, executions=0, quality=meter.quality, meter=meter.name,
-            flags=("failed",), row_id=row_id,
+    def _networks_lag(self) -> bool:
+        """Whether the networks have to catch up: with the budget's clock, else with the rows."""
+        if not self._networks or self._left_s() <= NETWORK_S:
+            return False
+        if not self.queue:
+            return True
+        done = 1 - len(self._networks) / len(self._plan.networks)
+        if self._budget_s is None:
+            return done < 1 - len(self.queue) / len(self._plan.jobs)
+        elapsed_s = self._clock() - self.started_s
+        return done < elapsed_s / self._budget_s and self._networks_s < NETWORK_SHARE * elapsed_s
+
+    def dataset(self, identity: dict[str, Any]) -> Dataset:
+        """Everything in the journal."""
+        rows = self._journal.rows
+        provenance = {
+            **identity,
+            "layer_energy": __version__,
+            "meter_quality": self._bench.quality,
+            **self._bench.facts(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "planned": len(self._plan.jobs),
+            "measured": len(rows),
+            "failed": len(self.summary.failed),
+            "suspect_blocks": self.summary.suspect_blocks,
+        }
+        measurements = [rows[i] for i in sorted(rows)]
+        networks = _with_floors(self._journal.networks, measurements, self._plan.networks)
+        return Dataset(measurements, self._bench.device, provenance, networks)
+
+    def _left_s(self) -> float:
+        if self._budget_s is None:
+            return float("inf")
+        return self._budget_s - (self._clock() - self.started_s)
+
+    def _stop(self) -> bool:
+        self.out_of_time = self._left_s() <= 0
+        return self.out_of_time or self._should_stop()
+
+    def _row(self, row_id: int) -> Measurement | None:
+        """Measure a row and write it down; ``None`` if it was put back into the queue."""
+        job = self._plan.jobs[row_id]
+        if self._journal.begun[row_id] >= FATAL_STARTS:
+            return self._failed(row_id, job, "crashed", "the process died while measuring it")
+        self._bench.between_rows()
+        self._journal.begin(row_id)
+        try:
+            row = self._bench.measure(job.workload, row_id, job.flags)
+        except DroppedInterval as error:
+            self.summary.dropped += 1
+            self._tries[row_id] += 1
+            if self._tries[row_id] < TRIES:
+                self.queue.append(row_id)
+                return None
+            return self._failed(row_id, job, "dropped", str(error))
+        except MeasureError as error:
+            return self._failed(row_id, job, "unmeasurable", str(error))
+        except DeviceLost as error:
+            self._failed(row_id, job, "device_lost", str(error))
+            raise
+        self._journal.append(row)
+        self.summary.measured += 1
+        return row
+
+    def _failed(self, row_id: int, job: Job, flag: str, reason: str) -> Measurement:
+        self.summary.failed.append(reason)
+        row = Measurement(
+            job.workload, 0.0, 0.0, 0.0, 0.0, repeats=0, executions=0, quality=self._bench.quality,
+            meter=self._bench.meter, flags=("failed", flag), row_id=row_id,
         )  # fmt: skip
-    summary.measured += 1
-    return row
+        self._journal.append(row)
+        return row
+
+    def _suspect(self, block: Sequence[int]) -> None:
+        """Flag a block and measure it again: at the end, or at once if there may be no end."""
+        self.summary.suspect_blocks += 1
+        for row_id in block:
+            row = self._journal.rows[row_id]
+            self._journal.append(replace(row, flags=(*row.flags, "drift")))
+        rounds = 1 if self._plan.fills_budget else SUSPECT_ROUNDS
+        again = [row_id for row_id in block if self._suspected[row_id] < rounds]
+        self._suspected.update(block)
+        if self._plan.fills_budget:
+            self.queue.extendleft(reversed(again))
+        else:
+            self.queue.extend(again)
+
+    def _next_network(self) -> None:
+        job, started_s = self._networks.popleft(), self._clock()
+        for _ in range(TRIES):
+            try:
+                network = measure_network(job, self._bench)
+            except DroppedInterval as error:
+                self.summary.dropped += 1
+                reason = str(error)
+            except MeasureError as error:
+                self.summary.failed.append(f"{job.model}: {error}")
+                break
+            else:
+                self._journal.append_network(network)
+                self.summary.networks += 1
+                break
+        else:
+            self.summary.failed.append(f"{job.model}: {reason}")
+        self._networks_s += self._clock() - started_s
 
 
-class _References:
-    """A compute-bound and a memory-bound layer, timed again and again."""
+def _rescued(error: OSError, run: _Run, identity: dict[str, Any]) -> DatasetError:
+    """The journal cannot be written: bring what is in memory to another folder."""
+    other = Path(tempfile.mkdtemp(prefix="layer-energy-rescued-"))
+    run.dataset(identity).save(other)
+    return DatasetError(
+        f"the journal cannot be written ({error}); what was measured so far is in {other}. "
+        "Make room, then run the same command to go on from the journal"
+    )
 
-    def __init__(self, device: Device, meter: Meter) -> None:
-        self._workloads = (
-            workload("linear", tokens=256, in_features=1024, out_features=1024, bias=1),
-            workload("copy", elements=1 << 22, run=1 << 22),
-        )
-        quick = Protocol(dwell_s=0.05, attempts=1)
-        self._measure = lambda w: measure(w, device, meter, quick).time_s
-        self._times: list[list[float]] = [[], []]
-        self.drifted()
 
-    def drifted(self) -> bool:
-        """Time both; whether either is slower than its median so far by ``DRIFT_LIMIT``."""
-        slow = False
-        for work, times in zip(self._workloads, self._times, strict=True):
-            usual = statistics.median(times) if times else math.inf
-            time_s = self._measure(work)
-            for _ in range(2):
-                if time_s <= usual * (1 + DRIFT_LIMIT):
-                    break
-                time_s = min(time_s, self._measure(work))
-            slow |= time_s > usual * (1 + DRIFT_LIMIT)
-            times.append(time_s)
-        return slow
+def _with_floors(
+    networks: Sequence[NetworkMeasurement],
+    rows: Sequence[Measurement],
+    jobs: Sequence[NetworkJob],
+) -> list[NetworkMeasurement]:
+    """Add the sum of layers to the networks each of whose layers was measured exactly."""
+    known: dict[Workload, tuple[float, float]] = {
+        row.workload: (row.time_s, row.energy_j)
+        for row in rows
+        if "validation" in row.flags and row.time_s > 0
+    }
+    exact = {_job_key(job): job for job in jobs if job.exact}
+    return [
+        with_floor(network, layers_of(exact[_network_key(network)]), known)
+        if _network_key(network) in exact
+        else network
+        for network in networks
+    ]
+
+
+def _job_key(job: NetworkJob) -> tuple[str, int, str, str]:
+    return job.model, job.batch_size, job.dtype, job.mode
+
+
+def _network_key(network: NetworkMeasurement) -> tuple[str, int, str, str]:
+    return network.model, network.batch_size, network.dtype, network.mode

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from layer_energy.errors import DatasetError
 from layer_energy.files import write_text_atomically
-from layer_energy.journal import integer
+from layer_energy.records import integer
 
 SCHEMA_VERSION = 1
 PACKAGE = "datapackage.json"
@@ -24,7 +24,7 @@ _PARSERS = {"integer": int, "number": float, "string": str}
 
 
 class Column(NamedTuple):
-    """A column of a CSV file, in Frictionless terms; an optional one may be empty."""
+    """A column of a CSV file, in Frictionless terms; an optional one may be empty, or missing."""
 
     name: str
     type: str
@@ -50,6 +50,7 @@ def write_package(
     folder: Path, name: str, title: str, facts: Mapping[str, Any], tables: Mapping[str, Table]
 ) -> None:
     """Write ``<table>.csv`` for each table and then ``datapackage.json``, each atomically."""
+    tables = {name: _without_empty_columns(table) for name, table in tables.items()}
     texts = {table: _csv(*tables[table]) for table in tables}
     package = {
         "profile": "tabular-data-package",
@@ -113,20 +114,23 @@ def read_table(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and parsed values of each row of a CSV file whose hash is the expected one."""
     reader = csv.reader(io.StringIO(_verified(path, expected_hash), newline=""), strict=True)
-    names = [column.name for column in columns]
     try:
         found = next(reader, [])
+        present = [c for c in columns if c.name in found or not c.optional]
+        names = [column.name for column in present]
         if found != names:
             raise DatasetError(
                 f"{path} has the columns {found}, expected {names}; it was written for another "
                 "version of this layer type: use the layer_energy that wrote it, or collect again"
             )
+        empty = {column.name: None for column in columns}
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
             if len(cells) != len(names):
                 raise DatasetError(f"{where}: {len(cells)} values for {len(names)} columns")
-            pairs = zip(columns, cells, strict=True)
-            yield reader.line_num, {c.name: _parsed(where, c, cell) for c, cell in pairs}
+            pairs = zip(present, cells, strict=True)
+            values = {c.name: _parsed(where, c, cell) for c, cell in pairs}
+            yield reader.line_num, {**empty, **values}
     except csv.Error as error:
         raise DatasetError(f"{path}, line {reader.line_num} is not CSV: {error}") from error
 
@@ -157,6 +161,15 @@ def _verified(path: Path, expected_hash: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8: {error}") from error
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """Leave out optional columns that no row fills."""
+    rows = list(table.rows)
+    columns = [
+        c for c in table.columns if not c.optional or any(r[c.name] is not None for r in rows)
+    ]
+    return Table(columns, rows)
 
 
 def _csv(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -7,8 +7,9 @@ every file and, under ``layer_energy``, the device and the provenance. Floats ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,62 +22,21 @@ from layer_energy.datapackage import (
     write_package,
 )
 from layer_energy.errors import DatasetError, InvalidInput
-from layer_energy.journal import (
-    flag_names,
+from layer_energy.layers.base import kinds, layer_type
+from layer_energy.records import (
     integer,
     measurement_from_dict,
     measurement_to_dict,
-    number,
-    one_of,
+    network_from_dict,
+    network_to_dict,
     text,
 )
-from layer_energy.layers.base import kinds, layer_type
-from layer_energy.meters.base import QUALITIES
-from layer_energy.workload import Device, Measurement
+from layer_energy.workload import Device, Measurement, NetworkMeasurement
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NETWORKS = "networks"
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkMeasurement:
-    """One measured execution of a whole network.
-
-    Attributes:
-        model: name of the network.
-        batch_size: samples in the input.
-        input: shape of the input, such as ``"8x3x224x224"``.
-        dtype: torch's name of the compute dtype.
-        mode: what ran, such as ``"inference"``.
-        time_s: median seconds per execution.
-        energy_j: joules per execution.
-        power_w: mean power over the dwell.
-        spread: relative half-width of the middle half of the repeats' times.
-        repeats: timed repeats.
-        quality: ``"measured"`` or ``"estimated"``.
-        meter: name of the energy source.
-        flags: names of everything unusual about this row.
-        layers_time_s: sum over its layers, each measured exactly; ``None`` if not measured.
-        layers_energy_j: the same for energy.
-    """
-
-    model: str
-    batch_size: int
-    input: str
-    dtype: str
-    mode: str
-    time_s: float
-    energy_j: float
-    power_w: float
-    spread: float
-    repeats: int
-    quality: str
-    meter: str
-    flags: tuple[str, ...] = ()
-    layers_time_s: float | None = None
-    layers_energy_j: float | None = None
 
 
 _DTYPE = Column("dtype", "string", "torch's name of the compute dtype")
@@ -92,6 +52,19 @@ _ORIGIN = (
     Column("meter", "string", "name of the energy source"),
     Column("flags", "string", "everything unusual about the row, joined by |", optional=True),
 )
+_CONDITIONS = tuple(
+    Column(name, "string" if name == "energy_source" else "number", description, optional=True)
+    for name, description in (
+        ("energy_source", "counter, instant power or average power"),
+        ("burst_time_s", "time per execution in the first milliseconds [s]"),
+        ("host_time_s", "time of the host per eager execution [s]"),
+        ("idle_power_w", "power of the device, ready and without work [W]"),
+        ("temperature_c", "temperature of the GPU [deg C]"),
+        ("sm_clock_mhz", "clock of the multiprocessors [MHz]"),
+        ("memory_clock_mhz", "clock of the memory [MHz]"),
+        ("power_cap_s", "time of the dwell in which the power limit lowered the clocks [s]"),
+    )
+)
 _NETWORK_COLUMNS = (
     Column("model", "string", "name of the network"),
     Column("batch_size", "integer", "samples in the input [1]"),
@@ -102,6 +75,7 @@ _NETWORK_COLUMNS = (
     *_ORIGIN,
     Column("layers_time_s", "number", "sum of its layers measured exactly [s]", optional=True),
     Column("layers_energy_j", "number", "sum of its layers measured exactly [J]", optional=True),
+    *_CONDITIONS,
 )
 
 
@@ -114,6 +88,7 @@ def _columns(kind: str) -> tuple[Column, ...]:
         *_RESULTS,
         Column("executions", "integer", "executions inside the timed repeats [1]"),
         *_ORIGIN,
+        *_CONDITIONS,
     )
 
 
@@ -143,6 +118,25 @@ class Dataset:
         return [
             m for m in self.measurements if m.workload.kind == kind and (m.usable or not usable)
         ]
+
+    def test_retest_cv(self) -> float | None:
+        """Coefficient of variation of the joules of rows measured twice; ``None`` without any.
+
+        The root mean square over all pairs (blind repeats and their originals) of the standard
+        deviation of a pair over its mean.
+        """
+        first: dict[Any, Measurement] = {}
+        squares = []
+        for row in sorted(self.measurements, key=lambda row: "repeat" in row.flags):
+            if row.energy_j <= 0:
+                continue
+            key = row.workload, "hot" in row.flags, "autotuned" in row.flags
+            if "repeat" not in row.flags:
+                first.setdefault(key, row)
+            elif key in first:
+                a, b = row.energy_j, first[key].energy_j
+                squares.append(2 * ((a - b) / (a + b)) ** 2)
+        return math.sqrt(sum(squares) / len(squares)) if squares else None
 
     def to_frame(self, kind: str | None = None) -> pd.DataFrame:
         """Return a table of one layer type with the columns of its CSV file.
@@ -196,12 +190,11 @@ class Dataset:
             columns = _NETWORK_COLUMNS if name == NETWORKS else _columns(name)
             path = folder / f"{name}.csv"
             for line, row in read_table(path, expected_hash, columns):
-                row["flags"] = row["flags"].split("|") if row["flags"] else []
                 try:
                     if name == NETWORKS:
-                        dataset.networks.append(_network(row))
+                        dataset.networks.append(network_from_dict(_nested(row)))
                     else:
-                        dataset.measurements.append(_measurement(name, row))
+                        dataset.measurements.append(_measurement(name, _nested(row)))
                 except DatasetError as error:
                     raise DatasetError(f"{path}, line {line}: {error}") from error
         return dataset
@@ -265,7 +258,7 @@ def _cells(measurement: Measurement) -> dict[str, Any]:
         raise DatasetError(
             f"row {row['row_id']}: {kind} takes the parameters {expected}, got {list(params)}"
         )
-    return {**row, **params, "flags": "|".join(row["flags"])}
+    return {**_flat(row), **params}
 
 
 def _measurement(kind: str, row: dict[str, Any]) -> Measurement:
@@ -274,33 +267,21 @@ def _measurement(kind: str, row: dict[str, Any]) -> Measurement:
 
 
 def _network_cells(network: NetworkMeasurement) -> dict[str, Any]:
-    row = {**asdict(network), "flags": list(network.flags)}
-    _network(row)
-    return {**row, "flags": "|".join(network.flags)}
+    return _flat(network_to_dict(network))
 
 
-def _network(row: dict[str, Any]) -> NetworkMeasurement:
-    return NetworkMeasurement(
-        model=text(row, "model"),
-        batch_size=integer(row, "batch_size"),
-        input=text(row, "input"),
-        dtype=text(row, "dtype"),
-        mode=text(row, "mode"),
-        time_s=number(row, "time_s", positive=True),
-        energy_j=number(row, "energy_j", positive=True),
-        power_w=number(row, "power_w", positive=True),
-        spread=number(row, "spread"),
-        repeats=integer(row, "repeats"),
-        quality=one_of(row, "quality", QUALITIES),
-        meter=text(row, "meter"),
-        flags=flag_names(row),
-        layers_time_s=_positive_or_none(row, "layers_time_s"),
-        layers_energy_j=_positive_or_none(row, "layers_energy_j"),
-    )
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """One cell a column: flags joined, conditions spread out."""
+    conditions = row.pop("conditions") or dict.fromkeys(c.name for c in _CONDITIONS)
+    return {**row, **conditions, "flags": "|".join(row["flags"])}
 
 
-def _positive_or_none(row: dict[str, Any], key: str) -> float | None:
-    return None if row[key] is None else number(row, key, positive=True)
+def _nested(row: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`_flat`."""
+    conditions = {column.name: row.pop(column.name) for column in _CONDITIONS}
+    row["flags"] = row["flags"].split("|") if row["flags"] else []
+    row["conditions"] = None if conditions["energy_source"] is None else conditions
+    return row
 
 
 def _device_facts(device: Device) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
+from layer_energy.errors import InvalidInput
 from layer_energy.workload import Device
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -60,3 +62,44 @@ def _last_level_cache_bytes() -> int:
     sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
     known = [int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units]
     return max(known, default=_UNKNOWN_CACHE_BYTES)
+
+
+def local_gpu(index: int = 0, runtime: Any = None) -> Device:
+    """Describe one of this machine's NVIDIA GPUs as torch sees it.
+
+    Args:
+        index: torch's index of it.
+        runtime: ``torch.cuda``, or a stand-in for tests.
+
+    Raises:
+        InvalidInput: if torch sees no such GPU.
+    """
+    import torch
+
+    runtime = torch.cuda if runtime is None else runtime
+    found = runtime.device_count() if runtime.is_available() else 0
+    if not 0 <= index < found:
+        raise InvalidInput(
+            f"torch sees {found} CUDA devices and was asked for number {index}; "
+            "torch.version.cuda is None where this torch was built without CUDA, and "
+            "`nvidia-smi -L` lists what the driver sees"
+        )
+    properties = runtime.get_device_properties(index)
+    return Device(
+        name=properties.name,
+        kind="cuda",
+        slug=slugify(properties.name),
+        threads=1,
+        cache_bytes=getattr(properties, "L2_cache_size", 0) or _UNKNOWN_CACHE_BYTES,
+        details={
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else 0,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "uuid": f"GPU-{properties.uuid}",
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+        },
+    )

@@ -34,3 +34,15 @@ class MeterError(LayerEnergyError):
 
 class MeasureError(LayerEnergyError):
     """A workload could not be measured."""
+
+
+class DroppedInterval(MeasureError):
+    """A measured interval failed a health check; the same workload may be measured again."""
+
+
+class OutOfMemory(MeasureError):
+    """The device has too little memory for a workload."""
+
+
+class DeviceLost(LayerEnergyError):
+    """The device or this process's context on it is gone; a new process may go on."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layer_energy.dataset import Dataset, NetworkMeasurement
+from layer_energy.dataset import Dataset
 from layer_energy.errors import DatasetError
 from layer_energy.layers.base import count
 from layer_energy.model import EnergyModel
@@ -16,7 +16,7 @@ from layer_energy.models import build_model
 from layer_energy.regressors import Features, Physical, features, make
 from layer_energy.regressors.features import Array
 from layer_energy.walk import Trace, walk
-from layer_energy.workload import Workload
+from layer_energy.workload import NetworkMeasurement, Workload
 
 if TYPE_CHECKING:
     import pandas as pd

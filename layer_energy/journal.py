@@ -1,139 +1,28 @@
-"""The collector's checkpoint: one JSON line a row, so that a crash costs the row in flight.
-
-This is also the one place where a measurement becomes a plain dict and back, checked on the way.
-"""
+"""The collector's checkpoint: one JSON line a row, so that a crash costs the row in flight."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from layer_energy.errors import DatasetError
-from layer_energy.meters.base import QUALITIES
-from layer_energy.workload import GRADIENTS, Measurement, Params, Workload
+from layer_energy.records import (
+    measurement_from_dict,
+    measurement_to_dict,
+    network_from_dict,
+    network_to_dict,
+)
+from layer_energy.workload import Measurement, NetworkMeasurement
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SYNC_INTERVAL_S = 2.0
-WITHOUT_TIME = frozenset({"failed", "too_slow"})
-"""Flags of rows that may lack time, energy and power (0)."""
-
-_KEYS = {"kind", "params", "dtype", "gradients"} | {
-    field.name for field in fields(Measurement) if field.name != "workload"
-}
-
-
-def text(row: Mapping[str, Any], key: str) -> str:
-    """Return ``row[key]`` if it is non-empty printable text, else raise DatasetError."""
-    value = row.get(key)
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise DatasetError(f"{key} must be non-empty printable text, got {value!r}")
-    return value
-
-
-def integer(row: Mapping[str, Any], key: str) -> int:
-    """Return ``row[key]`` if it is a non-negative integer, else raise DatasetError."""
-    value = row.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise DatasetError(f"{key} must be a non-negative integer, got {value!r}")
-    return value
-
-
-def number(row: Mapping[str, Any], key: str, *, positive: bool = False) -> float:
-    """Return ``row[key]`` if it is finite and not negative (or zero), else raise DatasetError."""
-    value = row.get(key)
-    if (
-        not isinstance(value, (int, float))
-        or isinstance(value, bool)
-        or not 0 <= value <= sys.float_info.max
-        or (positive and value == 0)
-    ):
-        sign = "positive" if positive else "non-negative"
-        raise DatasetError(f"{key} must be a finite {sign} number, got {value!r}")
-    return float(value)
-
-
-def flag_names(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return ``row["flags"]`` if it is a list of names free of ``|``, else raise DatasetError."""
-    names = row.get("flags")
-    if not isinstance(names, list) or not all(
-        isinstance(name, str) and name and name.isprintable() and "|" not in name for name in names
-    ):
-        raise DatasetError(f"flags must be a list of non-empty names without '|', got {names!r}")
-    return tuple(names)
-
-
-def one_of(row: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> Any:
-    """Return ``row[key]`` if it is one of ``allowed``, else raise DatasetError."""
-    if row.get(key) not in allowed:
-        raise DatasetError(f"{key} must be one of {', '.join(allowed)}, got {row.get(key)!r}")
-    return row[key]
-
-
-def measurement_to_dict(measurement: Measurement) -> dict[str, Any]:
-    """Return a JSON-able dict, lossless; raise DatasetError if reading would refuse it."""
-    workload = measurement.workload
-    row = {
-        "row_id": int(measurement.row_id),
-        "kind": workload.kind,
-        "params": {name: int(value) for name, value in workload.params.items()},
-        "dtype": workload.dtype,
-        "gradients": workload.gradients,
-        "time_s": float(measurement.time_s),
-        "energy_j": float(measurement.energy_j),
-        "power_w": float(measurement.power_w),
-        "spread": float(measurement.spread),
-        "repeats": int(measurement.repeats),
-        "executions": int(measurement.executions),
-        "quality": measurement.quality,
-        "meter": measurement.meter,
-        "flags": list(measurement.flags),
-    }
-    measurement_from_dict(row)
-    return row
-
-
-def measurement_from_dict(row: Any) -> Measurement:
-    """Return the measurement that :func:`measurement_to_dict` wrote, checked field by field.
-
-    Raises:
-        DatasetError: if a field is missing, unknown, of the wrong type or out of its range.
-    """
-    if not isinstance(row, dict):
-        raise DatasetError(f"a row must be an object, got {type(row).__name__}")
-    if row.keys() != _KEYS:
-        missing, unknown = sorted(_KEYS - row.keys()), sorted(row.keys() - _KEYS)
-        raise DatasetError(f"a row lacks the fields {missing} and has the unknown ones {unknown}")
-    params = row["params"]
-    if not isinstance(params, dict):
-        raise DatasetError(f"params must be an object, got {params!r}")
-    flags = flag_names(row)
-    timed = WITHOUT_TIME.isdisjoint(flags)
-    return Measurement(
-        workload=Workload(
-            kind=text(row, "kind"),
-            params=Params({name: integer(params, name) for name in params}),
-            dtype=text(row, "dtype"),
-            gradients=one_of(row, "gradients", GRADIENTS),
-        ),
-        time_s=number(row, "time_s", positive=timed),
-        energy_j=number(row, "energy_j", positive=timed),
-        power_w=number(row, "power_w", positive=timed),
-        spread=number(row, "spread"),
-        repeats=integer(row, "repeats"),
-        executions=integer(row, "executions"),
-        quality=one_of(row, "quality", QUALITIES),
-        meter=text(row, "meter"),
-        flags=flags,
-        row_id=integer(row, "row_id"),
-    )
 
 
 class Journal:
@@ -141,6 +30,8 @@ class Journal:
 
     Attributes:
         rows: row_id → measurement; of several rows with one row_id the last counts.
+        networks: whole networks, in the order they were measured.
+        begun: row_id → how often its measurement began without ending.
         dropped: lines that were corrupt or cut short, and are ignored.
         duplicates: rows that a later one with the same row_id replaced.
     """
@@ -157,6 +48,8 @@ class Journal:
         """
         self.path = Path(path)
         self.rows: dict[int, Measurement] = {}
+        self.networks: list[NetworkMeasurement] = []
+        self.begun: Counter[int] = Counter()
         self.dropped = 0
         self.duplicates = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +76,20 @@ class Journal:
         """Add a row. It is in ``rows`` even if the disk then refuses it (OSError)."""
         line = _line("row", measurement_to_dict(measurement))
         self._take(measurement)
+        self._write(line)
+
+    def append_network(self, network: NetworkMeasurement) -> None:
+        """Add a network. It is in ``networks`` even if the disk then refuses it (OSError)."""
+        line = _line("network", network_to_dict(network))
+        self.networks.append(network)
+        self._write(line)
+
+    def begin(self, row_id: int) -> None:
+        """Note that a row is being measured: who dies now, dies of it."""
+        self.begun[row_id] += 1
+        self._write(_line("begin", row_id))
+
+    def _write(self, line: bytes) -> None:
         self._file.write(line)
         self._file.flush()
         if time.monotonic() - self._synced_s >= SYNC_INTERVAL_S:
@@ -203,6 +110,7 @@ class Journal:
 
     def _take(self, measurement: Measurement) -> None:
         self.duplicates += measurement.row_id in self.rows
+        self.begun.pop(measurement.row_id, None)
         self.rows[measurement.row_id] = measurement
 
     def _read(self, content: bytes, header: dict[str, Any]) -> tuple[int, bytes]:
@@ -223,7 +131,12 @@ class Journal:
 
     def _take_line(self, line: bytes) -> bool:
         try:
-            self._take(measurement_from_dict(_value("row", line)))
+            if (row := _value("row", line)) is not None:
+                self._take(measurement_from_dict(row))
+            elif (row_id := _value("begin", line)) is not None:
+                self.begun[int(row_id)] += 1
+            else:
+                self.networks.append(network_from_dict(_value("network", line)))
         except DatasetError:
             self.dropped += 1
             return False

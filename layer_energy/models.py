@@ -27,7 +27,7 @@ def build_model(name: str, real: bool = False) -> nn.Module:
         name: a torchvision model; ``timm:`` and a timm model; ``hf:`` and a folder or file with a
             Hugging Face ``config.json``, or a model type such as ``hf:bert``; or
             ``package.module:factory``, a callable without required arguments.
-        real: give it memory and random weights all the same.
+        real: give it memory and random weights all the same, on torch's default device.
 
     Raises:
         InvalidInput: if the name leads nowhere; the message suggests near ones.
@@ -49,7 +49,9 @@ def build_model(name: str, real: bool = False) -> nn.Module:
         with contextlib.suppress(Exception), torch.device("meta"):
             model = factory()
     try:
-        model = factory() if model is None else model
+        if model is None:
+            with torch.get_default_device() if real else torch.device("cpu"):
+                model = factory()
     except Exception as error:  # whatever a stranger's constructor raises
         raise InvalidInput(f"{name} could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):

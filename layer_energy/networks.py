@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from layer_energy.dataset import NetworkMeasurement
-from layer_energy.errors import MeasureError
-from layer_energy.measure import Protocol, dwell, measure, steady_allocator
+from layer_energy.errors import InvalidInput, MeasureError
+from layer_energy.measure import Bench, CpuBench, Protocol
 from layer_energy.meters.base import Meter
 from layer_energy.models import build_model, default_input
-from layer_energy.walk import walk
-from layer_energy.workload import Device, Workload
+from layer_energy.plan import NetworkJob
+from layer_energy.walk import parse_shape, walk
+from layer_energy.workload import Device, NetworkMeasurement, Workload
 
 NETWORKS = (
     "alexnet", "vgg11", "vgg13", "resnet18", "resnet50", "resnext50_32x4d", "densenet121",
@@ -23,87 +24,50 @@ NETWORKS = (
 )  # fmt: skip
 """One or two of each family of torchvision's classifiers."""
 
-NETWORK_PROTOCOL = Protocol(dwell_s=1.0, repeats=9, time_cap_s=30.0, noisy_spread=0.03)
 LAYER_PROTOCOL = Protocol(dwell_s=0.06, attempts=2, time_cap_s=5.0, bytes_cap=4 << 30)
 
 
-def measure_network(
-    name: str,
-    batch_size: int,
-    device: Device,
-    meter: Meter,
-    protocol: Protocol = NETWORK_PROTOCOL,
-    layer_times: dict[Workload, tuple[float, float]] | None = None,
-) -> NetworkMeasurement:
-    """Measure one torchvision network's forward pass with random weights.
-
-    Args:
-        name: torchvision's name of it.
-        batch_size: samples of a pass.
-        device: where.
-        meter: the source of joules.
-        protocol: of the network.
-        layer_times: give a dict to also measure each distinct layer exactly: the sum is the
-            additivity floor of any layer-wise method. Known workloads in it are not measured again.
+def build(job: NetworkJob) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """Make a network with random weights and its input, on torch's default device.
 
     Raises:
-        MeasureError: if the network cannot be run.
+        InvalidInput: if the name leads nowhere or a package it needs is missing.
     """
-    steady_allocator()
-    shape = (batch_size, *(default_input(name) or (3, 224, 224)))
+    shape = job.input or ",".join(map(str, default_input(job.model) or (3, 224, 224)))
+    like = parse_shape(f"{job.batch_size},{shape}")
+    if like.is_floating_point():
+        tensor = torch.randn(like.shape, dtype=like.dtype)
+    else:
+        tensor = torch.randint(0, 1000, like.shape, dtype=like.dtype)
+    real = torch.get_default_device().type != "meta"
+    return build_model(job.model, real), (tensor,)
+
+
+def measure_network(job: NetworkJob, bench: Bench) -> NetworkMeasurement:
+    """Measure one network.
+
+    Raises:
+        MeasureError: if it cannot be built or run.
+    """
     try:
-        model = build_model(name, real=True).eval()
-        inputs = itertools.cycle([torch.randn(shape) for _ in range(4)])
-        with torch.inference_mode():
-
-            def execute(times: int) -> None:
-                for _ in range(times):
-                    model(next(inputs))
-
-            timing = dwell(execute, meter, protocol)
-    except (RuntimeError, MemoryError) as error:
-        raise MeasureError(f"{name} at batch {batch_size}: {error}") from error
-    sums: tuple[float | None, float | None] = (None, None)
-    if layer_times is not None:
-        sums = _exact_layers(model, shape, device, meter, layer_times)
-    return NetworkMeasurement(
-        model=name,
-        batch_size=batch_size,
-        input="x".join(map(str, shape)),
-        dtype="float32",
-        mode="inference",
-        time_s=timing.time_s,
-        energy_j=timing.power_w * timing.time_s,
-        power_w=timing.power_w,
-        spread=timing.spread,
-        repeats=timing.repeats,
-        quality=meter.quality,
-        meter=meter.name,
-        flags=("noisy",) if timing.spread > protocol.noisy_spread else (),
-        layers_time_s=sums[0],
-        layers_energy_j=sums[1],
-    )
+        return bench.measure_model(job.model, lambda: build(job), job.dtype, job.mode)
+    except InvalidInput as error:
+        raise MeasureError(str(error)) from error
 
 
-def _exact_layers(
-    model: torch.nn.Module,
-    shape: tuple[int, ...],
-    device: Device,
-    meter: Meter,
-    known: dict[Workload, tuple[float, float]],
-) -> tuple[float | None, float | None]:
-    """Sum of all layers, each distinct one measured by itself; ``None`` if one cannot be."""
-    time_s = energy_j = 0.0
-    for workload, times in walk(model, shape).workloads().items():
-        if workload not in known:
-            try:
-                row = measure(workload, device, meter, LAYER_PROTOCOL)
-            except (MeasureError, NotImplementedError):
-                return None, None
-            known[workload] = (row.time_s, row.energy_j)
-        time_s += times * known[workload][0]
-        energy_j += times * known[workload][1]
-    return time_s, energy_j
+def layers(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Iterable[tuple[Workload, int]]:
+    """The workloads of a model, and how often each occurs."""
+    return walk(model, *inputs).workloads().items()
+
+
+def layers_of(job: NetworkJob) -> dict[Workload, int]:
+    """The workloads of a network in its dtype, and how often each occurs."""
+    with torch.device("meta"):
+        model, inputs = build(job)
+    return {
+        replace(work, dtype=job.dtype) if work.dtype == "float32" else work: times
+        for work, times in layers(model, inputs)
+    }
 
 
 def measure_networks(
@@ -114,14 +78,62 @@ def measure_networks(
     exact_layers: bool = False,
     on_network: Callable[[NetworkMeasurement], None] = lambda network: None,
 ) -> list[NetworkMeasurement]:
-    """Measure networks at several batch sizes; see :func:`measure_network`."""
+    """Measure forward passes of networks on the CPU.
+
+    Args:
+        names: see :func:`layer_energy.models.build_model`.
+        batches: batch sizes.
+        device: the CPU.
+        meter: the source of joules.
+        exact_layers: also measure each distinct layer exactly: the sum is the additivity floor of
+            any layer-wise method.
+        on_network: called after each.
+
+    Raises:
+        MeasureError: if one cannot be built or run.
+    """
+    bench = CpuBench(device, meter, LAYER_PROTOCOL)
     measured = []
     for name in names:
         known: dict[Workload, tuple[float, float]] = {}
         for batch_size in batches:
-            network = measure_network(
-                name, batch_size, device, meter, layer_times=known if exact_layers else None
-            )
+            job = NetworkJob(name, "", batch_size)
+            network = measure_network(job, bench)
+            if exact_layers:
+                network = _with_exact_layers(network, job, bench, known)
             on_network(network)
             measured.append(network)
     return measured
+
+
+def _with_exact_layers(
+    network: NetworkMeasurement,
+    job: NetworkJob,
+    bench: Bench,
+    known: dict[Workload, tuple[float, float]],
+) -> NetworkMeasurement:
+    """Add the sum of all layers, each distinct one measured by itself; not if one cannot be."""
+    needed = layers_of(job)
+    for workload in needed:
+        if workload not in known:
+            try:
+                row = bench.measure(workload)
+            except (MeasureError, NotImplementedError):
+                return network
+            known[workload] = (row.time_s, row.energy_j)
+    return with_floor(network, needed, known)
+
+
+def with_floor(
+    network: NetworkMeasurement,
+    needed: dict[Workload, int],
+    known: dict[Workload, tuple[float, float]],
+) -> NetworkMeasurement:
+    """Add the sum of a network's layers, if every one is among the ``(time_s, energy_j)`` known."""
+    if not needed.keys() <= known.keys():
+        return network
+    return replace(
+        network,
+        layers_time_s=sum(times * known[w][0] for w, times in needed.items()),
+        layers_energy_j=sum(times * known[w][1] for w, times in needed.items()),
+    )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from layer_energy.errors import InvalidInput
 from layer_energy.layers.base import count, kinds, layer_type
@@ -15,70 +18,173 @@ from layer_energy.workload import Cost, Params, Workload
 PAPER_KINDS = ("conv2d", "max_pool2d", "linear", "relu", "tanh", "sigmoid", "softmax", "batch_norm")
 """The seven layer types of Getzner et al. 2023, and batch normalisation."""
 
+OPTIMIZER_STEPS = ("sgd_step", "adam_step", "adamw_step")
+
 CANDIDATES = 12
 """Draws per row, of which the one in the emptiest stratum is kept."""
 
-CPU_MACS_PER_S = 4e10
-CPU_BYTES_PER_S = 4e9
-CPU_TIME_CAP_S = 0.3
-CPU_BYTES_CAP = 320 << 20
-"""Rough rates of a small CPU: they only keep hopelessly large layers out of the plan."""
-
-
 CPU_SECONDS_PER_ROW = 0.22
-"""What a row took when the first dataset was collected; for the estimate of ``--dry-run``."""
+GPU_SECONDS_PER_ROW = 0.3
+NETWORK_SECONDS = 2.0
+"""What a row took when the first dataset was collected, and what it should take on a GPU; for the
+estimate of ``--dry-run``."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Rough rates of a device: they only keep hopelessly large layers out of the plan."""
+
+    macs_per_s: float
+    bytes_per_s: float
+    time_s: float
+    bytes: int
+
+    def allow(self, cost: Cost) -> bool:
+        """Whether a workload of this cost is worth its time."""
+        time_s = cost.macs / self.macs_per_s + cost.bytes / self.bytes_per_s
+        return time_s < self.time_s and cost.bytes < self.bytes and cost.elements < 2**31
+
+
+CPU_LIMITS = Limits(4e10, 4e9, 0.3, 320 << 20)
+GPU_LIMITS = Limits(2e13, 1.5e12, 5e-3, 16 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row to measure.
+
+    Attributes:
+        workload: what.
+        flags: remarks that end up in the row: ``"hot"`` and ``"autotuned"`` change how it runs,
+            ``"test"``, ``"repeat"`` and ``"validation"`` say what it is for.
+    """
+
+    workload: Workload
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkJob:
+    """A whole network to measure.
+
+    Attributes:
+        model: see :func:`layer_energy.models.build_model`.
+        input: shape without the batch, such as ``"3,224,224"`` or ``"128:int64"``; inferred if
+            empty.
+        batch_size: samples.
+        dtype: ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``.
+        mode: ``"inference"`` or ``"training"``, a step of SGD.
+        exact: each of its layers is among the plan's rows, measured exactly.
+    """
+
+    model: str
+    input: str
+    batch_size: int
+    dtype: str = "float32"
+    mode: str = "inference"
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a collection is to measure.
+
+    Attributes:
+        jobs: rows; the position is the ``row_id``.
+        networks: whole networks, interleaved with the rows.
+        identity: JSON-able facts; an interrupted collection is resumed only by an equal plan.
+        fills_budget: it holds more than time allows: when the budget ends, so does the plan.
+    """
+
+    jobs: tuple[Job, ...]
+    networks: tuple[NetworkJob, ...] = ()
+    identity: dict[str, Any] = field(default_factory=dict)
+    fills_budget: bool = False
+
+    def __post_init__(self) -> None:
+        content = repr((self.jobs, self.networks))
+        self.identity["plan_crc"] = zlib.crc32(content.encode())
 
 
 def default_rows() -> dict[str, int]:
     """Rows per layer type: most for the types where the joules of networks go."""
-    rows = {kind: 105 for kind in kinds() if kind != GENERIC}
+    rows = {kind: 105 for kind in kinds() if kind not in (GENERIC, *OPTIMIZER_STEPS)}
     rows |= dict.fromkeys(PAPER_KINDS, 315)
     rows |= {"conv2d": 800, "linear": 420, "matmul": 160, "attention": 160, "add": 160, "copy": 200}
     return rows
 
 
-def make_plan(rows: Mapping[str, int], seed: int = 0, dtype: str = "float32") -> list[Workload]:
-    """Draw ``rows[kind]`` distinct workloads of each kind, in random order.
+def make_plan(rows: Mapping[str, int], seed: int = 0, dtype: str = "float32") -> Plan:
+    """Draw ``rows[kind]`` distinct workloads of each kind, in random order, for a CPU.
 
-    The same arguments give the same plan; position in it is the ``row_id``.
+    The same arguments give the same plan.
 
     Raises:
         InvalidInput: for a kind that cannot be sampled or a non-positive number of rows.
     """
-    plan: list[Workload] = []
+    chosen: list[Workload] = []
     for kind in sorted(rows):
         if rows[kind] < 1:
             raise InvalidInput(f"rows of {kind} must be at least 1, got {rows[kind]}")
-        if kind == GENERIC:
-            raise InvalidInput("'generic' prices what no layer type claims; it cannot be measured")
-        plan += _stratified(kind, rows[kind], Random(f"{seed}/{kind}"), dtype)
-    Random(seed).shuffle(plan)  # sorted by size, thermal drift would look like a size effect
-    return plan
+        chosen += sample(kind, rows[kind], Random(f"{seed}/{kind}"), CPU_LIMITS, dtype)
+    Random(seed).shuffle(chosen)  # sorted by size, thermal drift would look like a size effect
+    identity = {"seed": seed, "rows": dict(sorted(rows.items()))}
+    return Plan(tuple(map(Job, chosen)), identity=identity)
 
 
-def _stratified(kind: str, rows: int, rng: Random, dtype: str) -> list[Workload]:
-    filled: Counter[tuple[int, int]] = Counter()
+def sample(
+    kind: str,
+    rows: int,
+    rng: Random,
+    limits: Limits,
+    dtype: str = "float32",
+    keep: Callable[[Workload], bool] = lambda workload: True,
+    seen: Iterable[Workload] = (),
+) -> list[Workload]:
+    """Draw distinct workloads of one layer type, always into the emptiest stratum.
+
+    Args:
+        kind: the layer type.
+        rows: how many; fewer come back where its space is too small.
+        rng: source of randomness.
+        limits: of what is worth measuring.
+        dtype: of the workloads.
+        keep: only workloads for which this is true.
+        seen: workloads that are there already; they fill strata and do not come again.
+
+    Raises:
+        InvalidInput: for a kind that cannot be sampled.
+    """
+    if kind == GENERIC:
+        raise InvalidInput("'generic' prices what no layer type claims; it cannot be measured")
+    known = dict.fromkeys(seen)
+    filled = Counter(_stratum(count(w)[0]) for w in known)
     chosen: dict[Workload, None] = {}
     for _ in range(rows * 50):
         if len(chosen) == rows:
             break
-        candidates = [w for _ in range(CANDIDATES) if (w := _draw(kind, rng, dtype)) is not None]
-        fresh = [w for w in candidates if w not in chosen]
-        if fresh:
-            best = min(fresh, key=lambda w: filled[_stratum(count(w)[0])])
+        candidates = []
+        for _ in range(CANDIDATES):
+            drawn = _draw(kind, rng, limits, dtype, keep)
+            if drawn is not None and drawn not in chosen and drawn not in known:
+                candidates.append(drawn)
+        if candidates:
+            best = min(candidates, key=lambda w: filled[_stratum(count(w)[0])])
             filled[_stratum(count(best)[0])] += 1
             chosen[best] = None
     return list(chosen)
 
 
-def _draw(kind: str, rng: Random, dtype: str) -> Workload | None:
+def _draw(
+    kind: str, rng: Random, limits: Limits, dtype: str, keep: Callable[[Workload], bool]
+) -> Workload | None:
     params = layer_type(kind).sample(rng)
     if params is None:
         return None
     workload = Workload(kind, Params(params), dtype)
-    cost, _ = count(workload)
-    time_s = cost.macs / CPU_MACS_PER_S + cost.bytes / CPU_BYTES_PER_S
-    return workload if time_s < CPU_TIME_CAP_S and cost.bytes < CPU_BYTES_CAP else None
+    if not keep(workload):
+        return None
+    return workload if limits.allow(count(workload)[0]) else None
 
 
 def _stratum(cost: Cost) -> tuple[int, int]:

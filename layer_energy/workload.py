@@ -15,7 +15,8 @@ Gradients = Literal["none", "input", "weight", "both"]
 GRADIENTS: tuple[Gradients, ...] = ("none", "input", "weight", "both")
 
 ITEMSIZE_BYTES = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16,
+    "float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2,
+    "complex64": 8, "complex128": 16,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
     "qint8": 1, "quint8": 1, "qint32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1,
 }  # fmt: skip
@@ -58,8 +59,9 @@ class Workload:
     Attributes:
         kind: name of a registered layer type, such as ``"conv2d"``.
         params: the layer type's parameters, batch included.
-        dtype: torch's name of the compute dtype, such as ``"float32"``.
-        gradients: what a training step would pay for this call.
+        dtype: torch's name of the compute dtype, such as ``"float32"``; ``"tf32"`` is float32 with
+            matrix products in TensorFloat-32.
+        gradients: what a training step pays for this call besides the forward pass.
     """
 
     kind: str
@@ -98,6 +100,37 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """The state of a GPU while a row was measured.
+
+    Attributes:
+        energy_source: where the joules came from: ``"counter"``, ``"instant power"`` or
+            ``"average power"``.
+        burst_time_s: seconds per execution in the first milliseconds, before power capping.
+        host_time_s: seconds of the host per eager execution; ``None`` if not measured.
+        idle_power_w: power of the device, ready and without work, last time it was measured.
+        temperature_c: of the GPU.
+        sm_clock_mhz: clock of the multiprocessors.
+        memory_clock_mhz: clock of the memory.
+        power_cap_s: seconds of the dwell in which the power limit lowered the clocks.
+    """
+
+    energy_source: str
+    burst_time_s: float
+    host_time_s: float | None
+    idle_power_w: float
+    temperature_c: float
+    sm_clock_mhz: float
+    memory_clock_mhz: float
+    power_cap_s: float
+
+
+UNUSABLE_FLAGS = frozenset({"failed", "too_slow", "hot", "autotuned", "validation"})
+"""Flags of rows that no regressor is fitted on: without result, of another state than that of
+layers in a network by default, or kept to judge."""
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """One measured workload.
 
@@ -114,6 +147,7 @@ class Measurement:
         meter: name of the energy source.
         flags: names of everything unusual about this row; empty for a clean one.
         row_id: position in the plan that asked for it.
+        conditions: of a GPU; ``None`` for rows of a CPU.
     """
 
     workload: Workload
@@ -127,11 +161,60 @@ class Measurement:
     meter: str
     flags: tuple[str, ...] = ()
     row_id: int = 0
+    conditions: Conditions | None = None
 
     @property
     def usable(self) -> bool:
         """Whether a regressor may be fitted on this row."""
-        return self.time_s > 0 and "failed" not in self.flags and "too_slow" not in self.flags
+        return self.time_s > 0 and UNUSABLE_FLAGS.isdisjoint(self.flags)
+
+    @property
+    def energy_above_idle_j(self) -> float | None:
+        """Joules above what the device draws without work; ``None`` where that is not known."""
+        if self.conditions is None:
+            return None
+        return self.energy_j - self.conditions.idle_power_w * self.time_s
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkMeasurement:
+    """One measured execution of a whole network.
+
+    Attributes:
+        model: name of the network.
+        batch_size: samples in the input.
+        input: shape of the input, such as ``"8x3x224x224"``.
+        dtype: torch's name of the compute dtype.
+        mode: what ran, such as ``"inference"``.
+        time_s: median seconds per execution.
+        energy_j: joules per execution.
+        power_w: mean power over the dwell.
+        spread: relative half-width of the middle half of the repeats' times.
+        repeats: timed repeats.
+        quality: ``"measured"`` or ``"estimated"``.
+        meter: name of the energy source.
+        flags: names of everything unusual about this row.
+        layers_time_s: sum over its layers, each measured exactly; ``None`` if not measured.
+        layers_energy_j: the same for energy.
+        conditions: of a GPU; ``None`` for rows of a CPU.
+    """
+
+    model: str
+    batch_size: int
+    input: str
+    dtype: str
+    mode: str
+    time_s: float
+    energy_j: float
+    power_w: float
+    spread: float
+    repeats: int
+    quality: str
+    meter: str
+    flags: tuple[str, ...] = ()
+    layers_time_s: float | None = None
+    layers_energy_j: float | None = None
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ def true_time_s(workload: Workload) -> float:
 def make_dataset(rows: dict[str, int], noise: float = 0.01, seed: int = 0) -> Dataset:
     rng = random.Random(seed)
     measurements = []
-    for i, workload in enumerate(make_plan(rows, seed)):
+    for i, job in enumerate(make_plan(rows, seed).jobs):
+        workload = job.workload
         time_s = true_time_s(workload) * math.exp(rng.gauss(0, noise))
         measurements.append(
             Measurement(workload, time_s, POWER_W * time_s, POWER_W, 0.01, 5, 100,

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
@@ -14,7 +14,8 @@ from layer_energy.dataset import Dataset
 from layer_energy.device import local_cpu, slugify
 from layer_energy.errors import DatasetError, InvalidInput, MeasureError
 from layer_energy.layers import kinds, layer_type, workload
-from layer_energy.measure import Protocol, dwell, measure, rotation
+from layer_energy.measure import CpuBench, Protocol, dwell, measure, rotation
+from layer_energy.measure.bench import References
 from layer_energy.meters import EstimatedMeter, SimulatedMeter, VirtualClock, open_meter
 from layer_energy.plan import default_rows, make_plan
 from layer_energy.workload import Device
@@ -100,19 +101,27 @@ def test_too_large_a_layer_is_refused(device):
         measure(workload("fill", elements=2**40), device, EstimatedMeter(), QUICK)
 
 
+def works(kind, rows):
+    return [job.workload for job in make_plan({kind: rows}).jobs]
+
+
+def bench(device, protocol=QUICK):
+    return CpuBench(device, open_meter("estimated"), protocol)
+
+
 class TestPlan:
     def test_is_deterministic_and_distinct(self):
         assert make_plan(ROWS, 3) == make_plan(ROWS, 3)
         assert make_plan(ROWS, 3) != make_plan(ROWS, 4)
-        plan = make_plan({"conv2d": 50})
-        assert len(set(plan)) == len(plan) == 50
+        works = [job.workload for job in make_plan({"conv2d": 50}).jobs]
+        assert len(set(works)) == len(works) == 50
 
     def test_is_not_sorted_by_size(self):
-        sizes = [w.params["elements"] for w in make_plan({"relu": 50})]
+        sizes = [w.params["elements"] for w in works("relu", 50)]
         assert sizes not in (sorted(sizes), sorted(sizes, reverse=True))
 
     def test_spreads_over_the_decades_of_size(self):
-        sizes = [w.params["elements"] for w in make_plan({"relu": 60})]
+        sizes = [w.params["elements"] for w in works("relu", 60)]
         assert sum(n < 10**4 for n in sizes) > 8
         assert sum(n > 10**6 for n in sizes) > 8
 
@@ -133,7 +142,7 @@ class TestPlan:
 
 class TestCollect:
     def test_writes_a_dataset_with_its_provenance(self, tmp_path, device):
-        summary = collect(tmp_path, device, open_meter("estimated"), ROWS, protocol=QUICK)
+        summary = collect(tmp_path, bench(device), make_plan(ROWS))
         assert summary.complete
         assert summary.planned == 10
         dataset = Dataset.load(tmp_path)
@@ -144,31 +153,31 @@ class TestCollect:
 
     def test_a_stopped_collection_goes_on_where_it_was(self, tmp_path, device):
         seen = []
-        meter = open_meter("estimated")
-        first = collect(tmp_path, device, meter, ROWS, protocol=QUICK, on_row=seen.append,
+        first = collect(tmp_path, bench(device), make_plan(ROWS), on_row=seen.append,
                         should_stop=lambda: len(seen) >= 4)  # fmt: skip
         assert (first.complete, first.measured) == (False, 4)
         assert not (tmp_path / "datapackage.json").exists()
-        second = collect(tmp_path, device, meter, ROWS, protocol=QUICK)
+        second = collect(tmp_path, bench(device), make_plan(ROWS))
         assert second.complete
         assert second.resumed == 4
         ids = sorted(m.row_id for m in Dataset.load(tmp_path).measurements)
         assert ids == list(range(10))
 
     def test_another_plan_in_the_same_folder_is_refused(self, tmp_path, device):
-        meter = open_meter("estimated")
-        collect(tmp_path, device, meter, ROWS, protocol=QUICK, budget_s=0.0)
+        collect(tmp_path, bench(device), make_plan(ROWS), budget_s=0.0)
         with pytest.raises(DatasetError, match="seed"):
-            collect(tmp_path, device, meter, ROWS, protocol=QUICK, seed=1)
+            collect(tmp_path, bench(device), make_plan(ROWS, seed=1))
 
     def test_a_killed_collection_loses_no_finished_row(self, tmp_path):
         code = (
             "from layer_energy.collect import collect\n"
             "from layer_energy.device import local_cpu\n"
-            "from layer_energy.measure import Protocol\n"
+            "from layer_energy.measure import CpuBench, Protocol\n"
             "from layer_energy.meters import open_meter\n"
-            "collect({!r}, local_cpu(), open_meter('estimated'), {!r},\n"
-            "        protocol=Protocol(dwell_s=0.01, repeats=3, attempts=1),\n"
+            "from layer_energy.plan import make_plan\n"
+            "protocol = Protocol(dwell_s=0.01, repeats=3, attempts=1)\n"
+            "bench = CpuBench(local_cpu(), open_meter('estimated'), protocol)\n"
+            "collect({!r}, bench, make_plan({!r}),\n"
             "        on_row=lambda row: print(row.row_id, flush=True))\n"
         ).format(str(tmp_path), {"relu": 40})
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -177,8 +186,7 @@ class TestCollect:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        summary = collect(tmp_path, local_cpu(), open_meter("estimated"), {"relu": 40},
-                          protocol=QUICK)  # fmt: skip
+        summary = collect(tmp_path, bench(local_cpu()), make_plan({"relu": 40}))
         assert summary.resumed >= len(told)
         assert sorted(m.row_id for m in Dataset.load(tmp_path).measurements) == list(range(40))
 
@@ -198,14 +206,14 @@ def test_the_virtual_clock_is_public_for_users_tests():
 
 
 def test_a_finished_dataset_is_not_overwritten(tmp_path, device):
-    collect(tmp_path, device, open_meter("estimated"), {"relu": 3}, protocol=QUICK)
+    collect(tmp_path, bench(device), make_plan({"relu": 3}))
     with pytest.raises(DatasetError, match="already holds"):
-        collect(tmp_path, device, open_meter("estimated"), {"relu": 3}, protocol=QUICK)
+        collect(tmp_path, bench(device), make_plan({"relu": 3}))
 
 
 def test_failed_rows_are_flagged_and_not_tried_again(tmp_path, device):
     tiny = Protocol(dwell_s=0.01, repeats=3, attempts=1, bytes_cap=1000)
-    summary = collect(tmp_path, device, open_meter("estimated"), {"relu": 8}, protocol=tiny)
+    summary = collect(tmp_path, bench(device, tiny), make_plan({"relu": 8}))
     assert summary.complete
     assert 0 < len(summary.failed) < 8
     dataset = Dataset.load(tmp_path)
@@ -213,29 +221,25 @@ def test_failed_rows_are_flagged_and_not_tried_again(tmp_path, device):
     assert len(dataset.of("relu")) == 8 - len(summary.failed)
 
 
-def test_rows_beside_a_slow_reference_are_measured_again(tmp_path, device, monkeypatch):
-    import layer_energy.collect as module
+def test_rows_beside_a_slow_reference_are_measured_again(tmp_path, device):
+    class OnceDrifting(CpuBench):
+        asked: ClassVar[list[int]] = []
 
-    real, asked, slow = module.measure, [], []
+        def measure(self, work, row_id=0, flags=()):
+            self.asked.append(row_id)
+            return super().measure(work, row_id, flags)
 
-    def measure(work, *args, **kwargs):
-        row = real(work, *args, **kwargs)
-        reference = len(args) == 3  # the collector's own rows come with a row_id
-        if not reference:
-            asked.append(args[3])
-            if len(asked) == 6:
-                slow.append(True)
-        return replace(row, time_s=1.0 if reference and slow else 0.5)
+        def drifted(self):
+            return len(self.asked) == 6
 
-    def forget(self, *args):
-        drifted = original(self, *args)
-        slow.clear()
-        return drifted
-
-    original = module._References.drifted
-    monkeypatch.setattr(module, "measure", measure)
-    monkeypatch.setattr(module._References, "drifted", forget)
-    summary = collect(tmp_path, device, open_meter("estimated"), {"relu": 6}, protocol=QUICK)
+    drifting = OnceDrifting(device, open_meter("estimated"), QUICK)
+    summary = collect(tmp_path, drifting, make_plan({"relu": 6}))
     assert summary.suspect_blocks == 1
-    assert sorted(asked) == sorted(2 * list(range(6)))
+    assert sorted(drifting.asked) == sorted(2 * list(range(6)))
     assert all("drift" not in m.flags for m in Dataset.load(tmp_path).measurements)
+
+
+def test_a_reference_drifts_only_if_it_stays_slow():
+    values = iter([1.0, 1.0, 1.2, 1.0, 1.2, 1.2, 1.2])
+    references = References(("work",), lambda work: next(values), limit=0.1)
+    assert [references.drifted() for _ in range(4)] == [False, False, False, True]

@@ -239,9 +239,9 @@ def test_what_is_no_journal_is_refused_and_kept(tmp_path: Path, content: bytes) 
 def test_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "j"
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module, "SCHEMA_VERSION", 2)
+        patch.setattr(journal_module, "SCHEMA_VERSION", 3)
         written(path, 1)
-    with pytest.raises(DatasetError, match=r"has the journal schema 2 and .* reads 1; use the"):
+    with pytest.raises(DatasetError, match=r"has the journal schema 3 and .* reads 2; use the"):
         Journal(path, PLAN)
 
 

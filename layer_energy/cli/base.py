@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,14 @@ def check_writable(folder: Path) -> None:
         raise InvalidInput(f"cannot write to {folder}: {parent} is not a writable folder")
 
 
+def parse_device(text: str) -> tuple[str, int]:
+    """``"cuda:1"`` → ``("cuda", 1)``; also ``cpu`` and ``virtual``, a simulated GPU."""
+    match = re.fullmatch(r"(cpu|virtual|cuda)(?::(\d+))?", text)
+    if not match or (match[2] and match[1] != "cuda"):
+        raise InvalidInput(f"--device must be cpu, cuda, cuda:N or virtual, got {text!r}")
+    return match[1], int(match[2] or 0)
+
+
 @contextmanager
 def stopping() -> Iterator[list[int]]:
     """A list that the first Ctrl-C fills; the second one ends the program at once."""
@@ -84,7 +93,7 @@ class Bar:
         self.progress = progress
         self._task = progress.add_task("rows", total=None)
 
-    def start(self, total: int) -> None:
+    def start(self, total: int | None) -> None:
         self.progress.update(self._task, total=total)
 
     def advance(self) -> None:

@@ -1,9 +1,14 @@
-"""``layer-energy collect``."""
+"""``layer-energy collect`` and ``layer-energy merge``."""
 
 from __future__ import annotations
 
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,73 +19,194 @@ from layer_energy.cli.base import (
     check_writable,
     err,
     out,
+    parse_device,
     print_json,
     progress,
     stopping,
 )
-from layer_energy.errors import InvalidInput
+from layer_energy.errors import DeviceLost, InvalidInput, MeterError
+
+if TYPE_CHECKING:
+    from layer_energy.collect import Summary
+    from layer_energy.measure import Bench
+    from layer_energy.plan import Plan
+
+STOPPED = 3
+GPU_MINUTES = 9.0
 
 
 @app.command(
-    epilog="Example: layer-energy collect --out datasets/my-cpu --rows conv2d=300,relu=100"
+    epilog="Example: layer-energy collect --device cuda --minutes 9 --shard 1/3 --out shard-1"
 )
 def collect(
     folder: Annotated[Path, typer.Option("--out", help="The dataset's folder; resumed if begun.")],
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:N, or virtual: a simulated GPU to try things on.")
+    ] = "cpu",
     rows: Annotated[
-        str, typer.Option(help="'default', a number for every layer type, or KIND=N,KIND=N.")
+        str,
+        typer.Option(help="On a CPU: 'default', a number for every layer type, or KIND=N,KIND=N."),
     ] = "default",
+    shard: Annotated[
+        str, typer.Option(help="On a GPU: K/N, the K-th of N disjoint parts of the campaign.")
+    ] = "1/1",
+    mode: Annotated[
+        str, typer.Option(help="On a GPU: inference, or training (forward and backward).")
+    ] = "inference",
     seed: Annotated[int, typer.Option(help="Of the random layers.")] = 0,
-    meter: Annotated[str, typer.Option(help="auto, rapl or estimated.")] = "auto",
+    meter: Annotated[str, typer.Option(help="On a CPU: auto, rapl or estimated.")] = "auto",
     max_power_w: Annotated[
-        float | None, typer.Option(help="Full-load power (TDP) for the estimate, in watts.")
+        float | None,
+        typer.Option(help="Full-load power (TDP) in watts, if joules are estimated."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads of torch.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop cleanly after this; run again to go on.")
+        float | None,
+        typer.Option(min=0, help="Stop cleanly before this; run again to go on. GPU: 9."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
     as_json: Json = False,
 ) -> None:
     """Measure random layers on this machine and write a dataset. Ctrl-C stops after the row."""
-    from layer_energy.collect import collect as run
-    from layer_energy.device import local_cpu
-    from layer_energy.meters import open_meter
-
-    wanted = _rows(rows)
+    started_s = time.perf_counter()
+    kind, index = parse_device(device)
+    if kind == "cpu":
+        plan = _cpu_plan(rows, seed)
+    else:
+        minutes = GPU_MINUTES if minutes is None else minutes
+        plan = _gpu_plan(rows, shard, mode, seed)
     if dry_run:
-        _show_plan(wanted, as_json)
+        _show_plan(plan, kind, minutes, as_json)
         return
     check_writable(folder)
-    if threads:
-        import torch
+    if kind == "cuda" and not worker:
+        raise typer.Exit(_supervised(folder, 60 * (minutes or 0.0)))
 
-        torch.set_num_threads(threads)
-    options = {} if max_power_w is None else {"max_power_w": max_power_w}
-    with stopping() as stopped, progress(quiet=as_json) as bar:
-        summary = run(
-            folder,
-            local_cpu(),
-            open_meter(meter, **options),
-            wanted,
-            seed=seed,
-            budget_s=None if minutes is None else 60 * minutes,
-            on_start=bar.start,
-            on_row=lambda row: bar.advance(),
-            should_stop=lambda: bool(stopped),
-        )
+    def bench() -> Bench:
+        if kind == "cpu":
+            return _cpu_bench(meter, max_power_w, threads)
+        return _gpu_bench(kind, index, max_power_w)
+
+    budget_s = None if minutes is None else 60 * minutes - (time.perf_counter() - started_s)
+    try:
+        summary = _run(folder, bench, plan, budget_s, quiet=as_json)
+    except DeviceLost as error:
+        from layer_energy.supervisor import LOST
+
+        err.print(f"device lost: {error}", highlight=False)
+        raise typer.Exit(LOST if worker else STOPPED) from error
+    except MeterError as error:
+        if not (folder / "journal.jsonl").exists():
+            raise
+        err.print(f"stopped, resumable: {error}", highlight=False)
+        raise typer.Exit(STOPPED) from error
     if as_json:
         print_json({**vars(summary), "rows_per_minute": summary.rows_per_minute})
     else:
-        state = "complete" if summary.complete else "stopped; run the same command to go on"
-        out.print(
-            f"{folder}: {state}. {summary.measured} rows measured in {summary.seconds:.0f} s "
-            f"({summary.rows_per_minute:.0f} a minute), {summary.resumed} resumed, "
-            f"{len(summary.failed)} failed, {summary.suspect_blocks} blocks measured again"
-        )
-        for reason in sorted(set(summary.failed))[:5]:
-            err.print(f"  failed: {reason}")
-    if not summary.complete:
-        raise typer.Exit(3)
+        _show_summary(folder, summary)
+    if not summary.saved:
+        raise typer.Exit(STOPPED)
+
+
+def _cpu_plan(rows: str, seed: int) -> Plan:
+    from layer_energy.plan import make_plan
+
+    return make_plan(_rows(rows), seed)
+
+
+def _gpu_plan(rows: str, shard: str, mode: str, seed: int) -> Plan:
+    from layer_energy.campaign import campaign
+
+    if rows != "default":
+        raise InvalidInput("--rows is for a CPU; a campaign on a GPU fills its --minutes")
+    if mode not in ("inference", "training"):
+        raise InvalidInput(f"--mode must be inference or training, got {mode!r}")
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
+    if not match:
+        raise InvalidInput(f"--shard must be K/N, such as 1/3, got {shard!r}")
+    with err.status("planning"):
+        return campaign((int(match[1]), int(match[2])), seed, training=mode == "training")
+
+
+def _cpu_bench(meter: str, max_power_w: float | None, threads: int | None) -> Bench:
+    import torch
+
+    from layer_energy.device import local_cpu
+    from layer_energy.measure import CpuBench
+    from layer_energy.meters import open_meter
+
+    if threads:
+        torch.set_num_threads(threads)
+    options = {} if max_power_w is None else {"max_power_w": max_power_w}
+    return CpuBench(local_cpu(), open_meter(meter, "cpu", **options))
+
+
+def _gpu_bench(kind: str, index: int, max_power_w: float | None) -> Bench:
+    from layer_energy.measure import GpuBench, open_gpu
+    from layer_energy.networks import layers
+
+    with err.status("warming up and calibrating the sensor"):
+        return GpuBench(*open_gpu(kind, index, layers, max_power_w))
+
+
+def _supervised(folder: Path, budget_s: float) -> int:
+    """Run this very command as a worker, again and again if it loses its device."""
+    from layer_energy.supervisor import supervise
+
+    journal = folder / "journal.jsonl"
+    end_s = time.perf_counter() + budget_s
+
+    def command() -> list[str]:
+        left = f"{max(0.0, end_s - time.perf_counter()) / 60:.4f}"
+        worker = ["--worker", "--minutes", left]  # of options given twice the last one counts
+        return [sys.executable, "-m", "layer_energy", *sys.argv[1:], *worker]
+
+    return supervise(
+        command,
+        progress=lambda: journal.stat().st_size if journal.exists() else 0,
+        on_restart=lambda code: err.print(f"the worker ended with {code}; starting a new one"),
+    )
+
+
+def _run(
+    folder: Path, bench: Callable[[], Bench], plan: Plan, budget_s: float | None, quiet: bool
+) -> Summary:
+    from layer_energy.collect import collect as run
+
+    started_s = time.perf_counter()
+    with stopping() as stopped:
+        ready = bench()
+        with progress(quiet) as bar:
+            return run(
+                folder,
+                ready,
+                plan,
+                budget_s=None if budget_s is None else budget_s + started_s - time.perf_counter(),
+                on_start=lambda n: bar.start(None if plan.fills_budget else n),
+                on_row=lambda row: bar.advance(),
+                should_stop=lambda: bool(stopped),
+                clock=ready.clock,
+            )
+
+
+def _show_summary(folder: Path, summary: Summary) -> None:
+    if summary.complete:
+        state = "complete"
+    elif summary.saved:
+        state = "saved at the end of its time; the same command goes on"
+    else:
+        state = "stopped; run the same command to go on"
+    again = f"{summary.dropped} intervals dropped, {summary.suspect_blocks} blocks measured again"
+    out.print(
+        f"{folder}: {state}. {summary.measured} rows and {summary.networks} networks measured in "
+        f"{summary.seconds:.0f} s ({summary.rows_per_minute:.0f} rows a minute), "
+        f"{summary.resumed} rows resumed, {len(summary.failed)} failed, {again}"
+    )
+    if summary.lost_lines:
+        err.print(f"  {summary.lost_lines} damaged lines of the journal were skipped")
+    for reason in sorted(set(summary.failed))[:5]:
+        err.print(f"  failed: {reason}", highlight=False)
 
 
 def _rows(text: str) -> dict[str, int]:
@@ -102,15 +228,65 @@ def _rows(text: str) -> dict[str, int]:
     return {layer_type(kind).kind: n for kind, n in wanted.items()}
 
 
-def _show_plan(rows: dict[str, int], as_json: bool) -> None:
-    from layer_energy.plan import CPU_SECONDS_PER_ROW
+def _show_plan(plan: Plan, kind: str, minutes: float | None, as_json: bool) -> None:
+    from layer_energy.plan import CPU_SECONDS_PER_ROW, GPU_SECONDS_PER_ROW, NETWORK_SECONDS
 
-    seconds = CPU_SECONDS_PER_ROW * sum(rows.values())
+    kinds = Counter(job.workload.kind for job in plan.jobs)
+    per_row = CPU_SECONDS_PER_ROW if kind == "cpu" else GPU_SECONDS_PER_ROW
+    seconds = per_row * len(plan.jobs) + NETWORK_SECONDS * len(plan.networks)
+    facts: dict[str, Any] = {
+        "rows": dict(kinds),
+        "dtypes": dict(Counter(job.workload.dtype for job in plan.jobs)),
+        "flags": dict(Counter(flag for job in plan.jobs for flag in job.flags)),
+        "networks": len(plan.networks),
+        "estimated_s": seconds,
+        "budget_s": None if minutes is None else 60 * minutes,
+    }
     if as_json:
-        print_json({"rows": rows, "estimated_s": seconds})
+        print_json(facts)
         return
     table = Table("layer type", "rows")
-    for kind, n in sorted(rows.items(), key=lambda item: -item[1]):
-        table.add_row(kind, str(n))
+    for name, n in kinds.most_common():
+        table.add_row(name, str(n))
     out.print(table)
-    out.print(f"{sum(rows.values())} rows, about {seconds / 60:.0f} minutes on a small CPU")
+    for what in ("dtypes", "flags"):
+        if facts[what]:
+            out.print(f"{what}: " + ", ".join(f"{k} {n}" for k, n in facts[what].items()))
+    device = "a small CPU" if kind == "cpu" else "a GPU whose counter is updated every 100 ms"
+    within = f"; what fits into {minutes:g} minutes is measured" if minutes is not None else ""
+    out.print(
+        f"{len(plan.jobs)} rows and {len(plan.networks)} networks, about {seconds / 60:.0f} "
+        f"minutes on {device}{within}"
+    )
+
+
+@app.command(epilog="Example: layer-energy merge shard-1 shard-2 shard-3 --out datasets/my-gpu")
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Dataset folders of one device.")],
+    folder: Annotated[Path, typer.Option("--out", help="The folder of the joined dataset.")],
+    as_json: Json = False,
+) -> None:
+    """Join the shards of a campaign into one dataset."""
+    from layer_energy.dataset import Dataset
+    from layer_energy.dataset import merge as join
+
+    check_writable(folder)
+    if folder.exists() and any(folder.glob("datapackage.json")):
+        raise InvalidInput(f"{folder} already holds a dataset; choose another folder")
+    joined = join([Dataset.load(shard) for shard in shards])
+    joined.save(folder)
+    facts = {
+        "dataset": str(folder),
+        "shards": len(shards),
+        "rows": len(joined.measurements),
+        "networks": len(joined.networks),
+        "test_retest_cv": joined.test_retest_cv(),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    cv = facts["test_retest_cv"]
+    out.print(
+        f"{folder}: {facts['rows']} rows and {facts['networks']} networks from {len(shards)} shards"
+        + (f"; test-retest CV of the joules {cv:.2%}" if cv is not None else "")
+    )

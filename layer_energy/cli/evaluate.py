@@ -22,9 +22,10 @@ from layer_energy.cli.base import (
 from layer_energy.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from layer_energy.dataset import Dataset, NetworkMeasurement
+    from layer_energy.dataset import Dataset
     from layer_energy.evaluate import Score
     from layer_energy.model import EnergyModel
+    from layer_energy.workload import NetworkMeasurement
 
 
 @evaluate_app.command(

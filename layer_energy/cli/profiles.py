@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from layer_energy.cli.base import DatasetFolder, Json, app, err, out, print_json
+from layer_energy.cli.base import DatasetFolder, Json, app, err, out, parse_device, print_json
 from layer_energy.errors import InvalidInput, LayerEnergyError
 from layer_energy.version import __version__
 
@@ -82,15 +82,34 @@ def profiles(as_json: Json = False) -> None:
     out.print(table)
 
 
-@app.command(epilog="Example: layer-energy doctor")
-def doctor(as_json: Json = False) -> None:
-    """What this machine is, and where its joules would come from."""
+@app.command(epilog="Example: layer-energy doctor --device cuda")
+def doctor(
+    device: Annotated[
+        str, typer.Option(help="cpu; cuda or cuda:N, and virtual, also calibrate the sensor.")
+    ] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """What this machine is, where its joules would come from, and how a GPU's sensor behaves."""
+    from layer_energy.model import profiles as names
+
+    kind, index = parse_device(device)
+    facts = {
+        "layer_energy": __version__,
+        **(_cpu_facts() if kind == "cpu" else _gpu_facts(kind, index)),
+        "profiles": names(),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    out.print_json(json.dumps(facts))
+
+
+def _cpu_facts() -> dict[str, Any]:
     from dataclasses import asdict
 
     from layer_energy.device import local_cpu
     from layer_energy.meters import open_meter
     from layer_energy.meters.base import meters
-    from layer_energy.model import profiles as names
 
     sources = {}
     for name in meters():
@@ -101,15 +120,20 @@ def doctor(as_json: Json = False) -> None:
         except TypeError:
             sources[name] = "for tests: made in Python"
     chosen = open_meter()
-    facts = {
-        "layer_energy": __version__,
+    return {
         "device": asdict(local_cpu()),
         "meters": sources,
         "chosen_meter": chosen.name,
         "assumptions": list(chosen.assumptions),
-        "profiles": names(),
     }
-    if as_json:
-        print_json(facts)
-        return
-    out.print_json(json.dumps(facts))
+
+
+def _gpu_facts(kind: str, index: int) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from layer_energy.measure import GpuBench, open_gpu
+
+    gpu, sensor = open_gpu(kind, index)
+    with err.status("calibrating, some 25 seconds"):
+        bench = GpuBench(gpu, sensor)
+    return {"device": asdict(gpu.device), "quality": bench.quality, **bench.facts()}

@@ -16,6 +16,7 @@ from layer_energy.layers import (  # noqa: F401  # importing a family registers 
     linear,
     memory,
     normalization,
+    optimizer,
     pooling,
     recurrent,
     reduction,

@@ -10,6 +10,7 @@ from layer_energy.meters.base import (
     register,
 )
 from layer_energy.meters.estimated import EstimatedMeter
+from layer_energy.meters.nvml import NvmlMeter, NvmlSensor
 from layer_energy.meters.rapl import RaplMeter
 from layer_energy.meters.replay import ReplayMeter
 from layer_energy.meters.simulated import SimulatedMeter, VirtualClock
@@ -17,6 +18,8 @@ from layer_energy.meters.simulated import SimulatedMeter, VirtualClock
 __all__ = [
     "EstimatedMeter",
     "Meter",
+    "NvmlMeter",
+    "NvmlSensor",
     "RaplMeter",
     "Reading",
     "ReplayMeter",

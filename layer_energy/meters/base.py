@@ -81,6 +81,7 @@ def average_power_w(first: Reading, second: Reading) -> float:
 class _Entry:
     factory: Callable[..., Meter]
     rank: float | None
+    kind: str
 
 
 _REGISTRY: dict[str, _Entry] = {}
@@ -88,15 +89,16 @@ _REGISTRY: dict[str, _Entry] = {}
 F = TypeVar("F", bound=Callable[..., Meter])
 
 
-def register(name: str, rank: float | None = None) -> Callable[[F], F]:
+def register(name: str, rank: float | None = None, kind: str = "cpu") -> Callable[[F], F]:
     """Add a meter class or factory, which takes keyword arguments or none.
 
-    Registering a name again replaces it. ``open_meter("auto")`` tries meters in ascending order
-    of ``rank``; without a rank a meter opens by name only.
+    Registering a name again replaces it. ``open_meter("auto")`` tries the meters of a kind of
+    device, ``"cpu"`` or ``"cuda"``, in ascending order of ``rank``; without a rank a meter opens by
+    name only.
     """
 
     def add(factory: F) -> F:
-        _REGISTRY[name] = _Entry(factory, rank)
+        _REGISTRY[name] = _Entry(factory, rank, kind)
         return factory
 
     return add
@@ -109,11 +111,12 @@ def meters() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def open_meter(name: str = "auto", **options: Any) -> Meter:
+def open_meter(name: str = "auto", kind: str = "cpu", **options: Any) -> Meter:
     """Open a meter by name, or with ``"auto"`` the best one that this machine can read.
 
     Args:
         name: a name from :func:`meters`, or ``"auto"``.
+        kind: with ``"auto"``, the kind of device whose joules are wanted, ``"cpu"`` or ``"cuda"``.
         options: arguments of the meter. With ``"auto"`` each meter gets those it takes, so that
             ``open_meter(max_power_w=65)`` says what to assume only where nothing is measured.
 
@@ -127,7 +130,11 @@ def open_meter(name: str = "auto", **options: Any) -> Meter:
             raise InvalidInput(f"no meter is called {name!r}; choose auto, {', '.join(names)}")
         return _open(name, options)
 
-    ranks = {name: entry.rank for name in names if (entry := _REGISTRY[name]).rank is not None}
+    ranks = {
+        name: entry.rank
+        for name in names
+        if (entry := _REGISTRY[name]).rank is not None and entry.kind == kind
+    }
     takes = {name: set(signature(_REGISTRY[name].factory).parameters) for name in ranks}
     unknown = set(options).difference(*takes.values())
     if unknown:

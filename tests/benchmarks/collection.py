@@ -11,15 +11,15 @@ import tempfile
 from layer_energy.collect import collect
 from layer_energy.dataset import Dataset
 from layer_energy.device import local_cpu
+from layer_energy.measure import CpuBench
 from layer_energy.meters import open_meter
-from layer_energy.plan import default_rows
+from layer_energy.plan import default_rows, make_plan
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        summary = collect(
-            folder, local_cpu(), open_meter(), dict.fromkeys(default_rows(), 3), seed=1
-        )
+        plan = make_plan(dict.fromkeys(default_rows(), 3), seed=1)
+        summary = collect(folder, CpuBench(local_cpu(), open_meter()), plan)
         spreads = [row.spread for row in Dataset.load(folder).measurements]
     rate = f"{summary.rows_per_minute:.0f} a minute"
     print(f"{summary.measured} rows in {summary.seconds:.0f} s: {rate}")

@@ -1,6 +1,6 @@
-"""One workload on one device → one ``Measurement``.
+"""One workload on the CPU → one ``Measurement``.
 
-Protocol on a CPU: the layer is built ``k`` times, so that weights and inputs rotate over three
+Protocol: the layer is built ``k`` times, so that weights and inputs rotate over three
 times the last-level cache, as they do inside a network; it is warmed up, then executed in
 ``repeats`` timed segments that together last ``dwell_s``. Time per execution is the median of the
 segments, ``spread`` the half-width of their middle half, power is the meter's mean over the whole
@@ -18,19 +18,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from layer_energy.errors import MeasureError
-from layer_energy.layers.base import count, layer_type
+from layer_energy.layers.base import count
+from layer_energy.measure.gpu import Build
+from layer_energy.measure.layer import executions, rotation
 from layer_energy.meters.base import Meter, average_power_w
-from layer_energy.workload import Device, Measurement, Workload
-
-MAX_COPIES = 64
-CACHE_MULTIPLE = 3
+from layer_energy.workload import Device, Measurement, NetworkMeasurement, Workload
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,10 @@ class Protocol:
     noisy_spread: float = 0.05
     time_cap_s: float = 0.6
     bytes_cap: int = 1 << 30
+
+
+MODEL_PROTOCOL = Protocol(dwell_s=1.0, repeats=9, time_cap_s=30.0, noisy_spread=0.03)
+"""For whole models."""
 
 
 @dataclass(frozen=True)
@@ -89,47 +89,6 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@functools.cache
-def _pool() -> torch.Tensor:
-    return torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
-
-
-def _fill(t: torch.Tensor) -> torch.Tensor:
-    """Standard normal values, tiled from a pool: fresh random numbers would take longer."""
-    flat = torch.as_strided(t.detach(), (t.untyped_storage().size() // t.element_size(),), (1,))
-    pool = _pool()
-    for start in range(0, len(flat), len(pool)):
-        part = flat[start : start + len(pool)]
-        part.copy_(pool[: len(part)])
-    return t
-
-
-def _materialise(workload: Workload) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Build the layer on the CPU with every floating tensor filled."""
-    dtype = getattr(torch, workload.dtype)
-    with torch.device("meta"):
-        module, inputs = layer_type(workload.kind).build(workload.params)
-    module = module.to(dtype).to_empty(device="cpu")
-    for parameter in module.parameters():
-        _fill(parameter)
-    for buffer in module.buffers():
-        _fill(buffer).abs_()  # running variances are positive
-
-    def real(t: torch.Tensor) -> torch.Tensor:
-        if not t.is_meta:
-            return t.clone()
-        target = dtype if t.is_floating_point() else t.dtype
-        return _fill(torch.empty_strided(t.shape, t.stride(), dtype=target))
-
-    return module, tree_map_only(torch.Tensor, real, inputs)
-
-
-def rotation(device: Device, bytes_per_copy: int) -> int:
-    """How many copies of a layer exceed ``CACHE_MULTIPLE`` last-level caches."""
-    wanted = -(-CACHE_MULTIPLE * device.cache_bytes // max(bytes_per_copy, 1))
-    return max(1, min(MAX_COPIES, wanted))
-
-
 def measure(
     workload: Workload,
     device: Device,
@@ -152,14 +111,12 @@ def measure(
         )
     flags: list[str] = []
     try:
-        with torch.inference_mode():
-            copies = [_materialise(workload) for _ in range(rotation(device, cost.bytes))]
-            runs = itertools.cycle(copies)
+        with torch.inference_mode(workload.gradients == "none"):
+            runs = executions(workload, rotation(device, cost.bytes))
 
             def execute(times: int) -> None:
                 for _ in range(times):
-                    module, inputs = next(runs)
-                    module(*inputs)
+                    next(runs)()
 
             timing = dwell(execute, meter, protocol)
     except (RuntimeError, MemoryError) as error:
@@ -180,6 +137,63 @@ def measure(
         meter=meter.name,
         flags=tuple(flags),
         row_id=row_id,
+    )
+
+
+def measure_model(
+    name: str,
+    build: Build,
+    dtype: str,
+    mode: str,
+    meter: Meter,
+    protocol: Protocol = MODEL_PROTOCOL,
+) -> NetworkMeasurement:
+    """Measure the forward pass of a whole model.
+
+    Args:
+        name: what to call it.
+        build: makes the model and its positional inputs, of which four copies rotate.
+        dtype: ``"float32"``; others are not measured on a CPU.
+        mode: ``"inference"``, likewise.
+        meter: the source of joules.
+        protocol: how long and how often.
+
+    Raises:
+        MeasureError: if it cannot be run.
+    """
+    if (dtype, mode) != ("float32", "inference"):
+        raise MeasureError(f"{name}: a CPU is measured in float32 inference, not {dtype} {mode}")
+    steady_allocator()
+    try:
+        model, inputs = build()
+        model.eval()
+        rotating = itertools.cycle(
+            [[torch.randn_like(t) if t.is_floating_point() else t for t in inputs] for _ in "1234"]
+        )
+        with torch.inference_mode():
+
+            def execute(times: int) -> None:
+                for _ in range(times):
+                    model(*next(rotating))
+
+            timing = dwell(execute, meter, protocol)
+    except (RuntimeError, MemoryError) as error:
+        raise MeasureError(f"{name}: {error}") from error
+    shape = inputs[0].shape
+    return NetworkMeasurement(
+        model=name,
+        batch_size=shape[0],
+        input="x".join(map(str, shape)),
+        dtype=dtype,
+        mode=mode,
+        time_s=timing.time_s,
+        energy_j=timing.power_w * timing.time_s,
+        power_w=timing.power_w,
+        spread=timing.spread,
+        repeats=timing.repeats,
+        quality=meter.quality,
+        meter=meter.name,
+        flags=("noisy",) if timing.spread > protocol.noisy_spread else (),
     )
 
 

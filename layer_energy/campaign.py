@@ -1,0 +1,235 @@
+"""The campaign on a GPU: which rows and networks fill a budget, in disjoint shards."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from layer_energy.errors import InvalidInput, LayerEnergyError
+from layer_energy.layers.base import count
+from layer_energy.networks import layers_of
+from layer_energy.plan import GPU_LIMITS, OPTIMIZER_STEPS, Job, NetworkJob, Plan, sample
+from layer_energy.workload import Gradients, Params, Workload
+
+NETWORKS_FILE = Path(__file__).with_name("campaign_networks.csv")
+
+ROWS = {
+    "conv1d": 100, "conv2d": 1180, "conv3d": 90, "conv_transpose1d": 50, "conv_transpose2d": 130,
+    "conv_transpose3d": 50, "linear": 650, "matmul": 250, "batch_norm": 180, "layer_norm": 180,
+    "group_norm": 110, "instance_norm": 80, "rms_norm": 100, "attention": 600, "relu": 110,
+    "gelu": 60, "silu": 60, "sigmoid": 50, "tanh": 50, "hardswish": 40, "hardsigmoid": 30,
+    "relu6": 40, "leaky_relu": 30, "elu": 30, "mish": 30, "softplus": 30, "max_pool1d": 30,
+    "max_pool2d": 110, "max_pool3d": 30, "avg_pool1d": 30, "avg_pool2d": 50, "avg_pool3d": 30,
+    "adaptive_avg_pool1d": 30, "adaptive_avg_pool2d": 50, "adaptive_avg_pool3d": 30,
+    "adaptive_max_pool1d": 30, "adaptive_max_pool2d": 30, "adaptive_max_pool3d": 30, "add": 90,
+    "mul": 70, "div": 30, "cat": 90, "copy": 100, "fill": 40, "dropout": 40, "transcendental": 40,
+    "compare": 40, "gather": 40, "reduction": 60, "softmax": 180, "log_softmax": 70,
+    "embedding": 150, "lstm": 50, "gru": 40, "rnn": 40, "interpolate_bilinear": 40,
+    "interpolate_nearest": 40, "interpolate_bicubic": 30, "grid_sample": 30,
+}  # fmt: skip
+"""Rows per layer type in three shards of nine minutes at an update every 100 ms."""
+
+OPTIMIZER_ROWS = 34
+"""Rows per kind of optimizer step, in a campaign of training."""
+
+OVERSIZE = 1.6
+"""Plans hold this many times those rows, for boards whose counter is faster."""
+
+PRECISIONS = {
+    True: {"float32": 0.28, "tf32": 0.27, "bfloat16": 0.4, "float16": 0.05},
+    False: {"float32": 0.5, "bfloat16": 0.5},
+}
+"""Share of rows by dtype, of layers with and without multiply-accumulates."""
+
+FEW_ROWS = 100
+"""Layer types with fewer rows are not spread over four dtypes."""
+
+REAL_SHARE, HOT_SHARE, AUTOTUNED_SHARE, REPEAT_SHARE = 0.15, 0.15, 0.05, 0.03
+TEST_MODULUS = 10
+"""One workload in this many is for testing only, always the same ones."""
+
+REAL_NETWORKS = (
+    "vgg16_bn", "resnext101_64x4d", "wide_resnet101_2", "densenet169", "mnasnet0_75",
+    "shufflenet_v2_x1_0", "efficientnet_b2", "regnet_y_1_6gf", "convnext_small", "vit_l_32",
+    "swin_s", "hf:gpt_neo", "hf:mpnet",
+)  # fmt: skip
+"""Their layers are among the rows; none of them is among the networks that judge."""
+
+REAL_BATCHES = (1, 16, 64)
+
+NETWORK_MODES = (
+    ("float32", "inference"),
+    ("tf32", "inference"),
+    ("bfloat16", "inference"),
+    ("tf32", "training"),
+)
+
+WITHOUT_GRADIENT = ("fill", "compare", *OPTIMIZER_STEPS)
+
+
+def campaign(
+    shard: tuple[int, int] = (1, 1), seed: int = 0, training: bool = False, rows: float = 1.0
+) -> Plan:
+    """Plan a campaign, more than time allows; its budget ends it.
+
+    Args:
+        shard: ``(k, n)``, the k-th of n disjoint parts.
+        seed: of the sampling.
+        training: forward and backward passes and optimizer steps, instead of forward passes.
+        rows: times the default number of rows.
+
+    Raises:
+        InvalidInput: for a shard that is not one.
+    """
+    k, n = shard
+    if not 1 <= k <= n:
+        raise InvalidInput(f"a shard is K/N with 1 <= K <= N, got {k}/{n}")
+    rng = Random(f"{seed}/{k}/{n}")
+    networks = _networks_in_turn(campaign_networks()[k - 1 :: n])
+    exact = [] if training else _exact(networks)
+    jobs = [Job(work, ("validation",)) for work in exact]
+    jobs += _random_jobs(shard, rng, OVERSIZE * rows, training)
+    jobs += [
+        replace(job, flags=(*job.flags, "repeat"))
+        for job in rng.sample(jobs[len(exact) :], round(REPEAT_SHARE * (len(jobs) - len(exact))))
+    ]
+    head, tail = jobs[: len(exact)], jobs[len(exact) :]
+    rng.shuffle(tail)
+    identity = {
+        "seed": seed,
+        "shard": f"{k}/{n}",
+        "mode": "training" if training else "inference",
+    }
+    return Plan((*head, *tail), tuple(networks), identity, fills_budget=True)
+
+
+def campaign_networks() -> list[NetworkJob]:
+    """The networks that judge, as the file in this package names them."""
+    with NETWORKS_FILE.open(encoding="utf-8", newline="") as file:
+        return [
+            NetworkJob(
+                row["model"], row["input"], int(row["batch_size"]), exact=row["exact"] == "yes"
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def _networks_in_turn(networks: Sequence[NetworkJob]) -> list[NetworkJob]:
+    """Every network in every mode; each once before any comes again, modes evenly mixed."""
+    jobs = []
+    for turn in range(len(NETWORK_MODES)):
+        for i, network in enumerate(networks):
+            start = 0 if network.exact else i
+            dtype, mode = NETWORK_MODES[(start + turn) % len(NETWORK_MODES)]
+            exact = network.exact and (dtype, mode) == ("float32", "inference")
+            jobs.append(replace(network, dtype=dtype, mode=mode, exact=exact))
+    return jobs
+
+
+def _exact(networks: Iterable[NetworkJob]) -> list[Workload]:
+    """Every distinct layer of the networks chosen for that; of those that can be built here."""
+    found: dict[Workload, None] = {}
+    for job in networks:
+        if job.exact:
+            try:
+                found.update(dict.fromkeys(layers_of(job)))
+            except LayerEnergyError:
+                continue  # a package is missing; the network itself will be reported as failed
+    return list(found)
+
+
+def _random_jobs(shard: tuple[int, int], rng: Random, scale: float, training: bool) -> list[Job]:
+    judged = {w for job in campaign_networks() if job.exact for w in _layers_or_none(job)}
+    real = _real_layers()
+    rows = {k: n for k, n in ROWS.items() if not (training and k in WITHOUT_GRADIENT)}
+    if training:
+        rows |= dict.fromkeys(OPTIMIZER_STEPS, OPTIMIZER_ROWS)
+    jobs: list[Job] = []
+    for kind, total in rows.items():
+        for dtype, share in _precisions(kind, total).items():
+            wanted = max(1, round(scale * share * total / shard[1]))
+            jobs += _jobs_of(kind, dtype, wanted, shard, rng, real[kind], judged, training)
+    return jobs
+
+
+def _jobs_of(
+    kind: str,
+    dtype: str,
+    rows: int,
+    shard: tuple[int, int],
+    rng: Random,
+    real: Iterable[Workload],
+    judged: Container[Workload],
+    training: bool,
+) -> Iterator[Job]:
+    """Rows of one layer type and dtype: real shapes first, then the emptiest strata."""
+
+    def mine(work: Workload) -> bool:
+        judges = replace(work, dtype="float32") in judged
+        return not judges and zlib.crc32(repr(work).encode()) % shard[1] == shard[0] - 1
+
+    shapes = [replace(work, dtype=dtype) for work in real]
+    shapes = [w for w in shapes if mine(w) and GPU_LIMITS.allow(count(w)[0])]
+    chosen = rng.sample(shapes, min(len(shapes), round(REAL_SHARE * rows)))
+    chosen += sample(kind, rows - len(chosen), rng, GPU_LIMITS, dtype, mine, seen=chosen)
+    for work in chosen:
+        flags = []
+        if _of_the_test_set(work):
+            flags.append("test")
+        if rng.random() < HOT_SHARE:
+            flags.append("hot")
+        elif kind.startswith("conv") and rng.random() < AUTOTUNED_SHARE:
+            flags.append("autotuned")
+        yield Job(_with_gradients(work, rng) if training else work, tuple(flags))
+
+
+def _of_the_test_set(work: Workload) -> bool:
+    return zlib.crc32(f"test/{work.kind}/{work.params!r}".encode()) % TEST_MODULUS == 0
+
+
+def _with_gradients(work: Workload, rng: Random) -> Workload:
+    if work.kind in WITHOUT_GRADIENT:
+        return work
+    gradients: Gradients = "input"
+    if count(work)[0].bytes_weight:
+        gradients = rng.choices(("both", "weight", "input"), (0.6, 0.2, 0.2))[0]
+    if work.kind == "embedding":
+        gradients = "weight"
+    if "in_place" in work.params:  # autograd refuses to overwrite the input of a layer
+        work = replace(work, params=Params({**work.params, "in_place": 0}))
+    return replace(work, gradients=gradients)
+
+
+def _precisions(kind: str, rows: int) -> dict[str, float]:
+    if kind in OPTIMIZER_STEPS:
+        return {"float32": 1.0}
+    multiplies = kind in ("linear", "matmul", "attention", "lstm", "gru", "rnn") or (
+        kind.startswith("conv")
+    )
+    if multiplies and rows < FEW_ROWS:
+        return {"float32": 0.34, "tf32": 0.33, "bfloat16": 0.33}
+    return PRECISIONS[multiplies]
+
+
+def _real_layers() -> dict[str, list[Workload]]:
+    """Layers of networks that do not judge, by layer type; of those that can be built here."""
+    found: dict[str, dict[Workload, None]] = defaultdict(dict)
+    for name in REAL_NETWORKS:
+        shape = "128:int64" if name.startswith("hf:") else ""
+        for batch_size in REAL_BATCHES:
+            for work in _layers_or_none(NetworkJob(name, shape, batch_size)):
+                if work.dtype == "float32":
+                    found[work.kind][work] = None
+    return defaultdict(list, {kind: list(works) for kind, works in found.items()})
+
+
+def _layers_or_none(job: NetworkJob) -> list[Workload]:
+    try:
+        return list(layers_of(job))
+    except LayerEnergyError:
+        return []

@@ -1,0 +1,288 @@
+"""An NVIDIA GPU under PyTorch: programs are CUDA graphs, timed by events."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from layer_energy.device import local_gpu
+from layer_energy.errors import DeviceLost, MeasureError, OutOfMemory
+from layer_energy.layers.base import count
+from layer_energy.measure.gpu import Build, Variant
+from layer_energy.measure.layer import behind_relu, execution, rotation
+from layer_energy.workload import Workload
+
+MAX_EXECUTIONS = 512
+MIN_SUBMISSION_S = 1e-3
+TIMED = 4
+"""Eager executions that tell how long one takes."""
+
+LEARNING_RATE = 1e-6
+
+_HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CudaGpu:
+    """See :class:`layer_energy.measure.gpu.Gpu`.
+
+    Everything runs on one stream, so that programs follow each other without waiting.
+
+    Args:
+        index: torch's index of the GPU.
+        runtime: ``torch.cuda``, or a stand-in for tests.
+        torch_device: where tensors go; ``cuda:<index>`` if not given.
+    """
+
+    quality = "measured"
+
+    def __init__(
+        self, index: int = 0, runtime: Any = torch.cuda, torch_device: str | None = None
+    ) -> None:
+        self.device = local_gpu(index, runtime)
+        self._runtime = runtime
+        self._torch_device = torch_device or f"cuda:{index}"
+        runtime.set_device(index)
+        self._stream = runtime.Stream()
+        runtime.set_stream(self._stream)
+        self._pool = runtime.graph_pool_handle()
+
+    clock = staticmethod(time.perf_counter)
+    sleep = staticmethod(time.sleep)
+
+    def load(
+        self, workload: Workload, variant: Variant = (), submission_s: float = 0.0075
+    ) -> CudaProgram:
+        """See :class:`layer_energy.measure.gpu.Gpu`."""
+        with self._errors(f"{workload.kind} {dict(workload.params)}"):
+            _set_precision(workload.dtype)
+            torch.backends.cudnn.benchmark = "autotuned" in variant
+            with torch.inference_mode(workload.gradients == "none"):
+                return self._layer(workload, "hot" in variant, submission_s)
+
+    def load_module(self, build: Build, dtype: str, training: bool) -> CudaProgram:
+        """See :class:`layer_energy.measure.gpu.Gpu`."""
+        with self._errors("the model"):
+            _set_precision(dtype)
+            torch.backends.cudnn.benchmark = False
+            with torch.device(self._torch_device):  # random weights are drawn there, fast
+                model, inputs = build()
+            model = model.to(self._torch_device)
+            if not training and dtype in _HALF:
+                model = model.to(_HALF[dtype])
+            inputs = tuple(_moved(t, self._torch_device, model) for t in inputs)
+            run = (
+                _training_step(model, inputs, dtype, self._torch_device.split(":")[0])
+                if training
+                else _inference(model, inputs)
+            )
+            for _ in range(3):
+                run()
+            program = CudaProgram(self._runtime, self._stream, run, 1, ("eager",))
+            program.host_time_s, _ = self._time(run)
+            program.input_shape = tuple(inputs[0].shape)
+            program.start()
+            return program
+
+    def release(self) -> None:
+        """See :class:`layer_energy.measure.gpu.Gpu`."""
+        with self._errors("releasing memory"):
+            self._runtime.synchronize()
+            self._pool = self._runtime.graph_pool_handle()
+            self._runtime.empty_cache()
+
+    def _layer(self, workload: Workload, hot: bool, submission_s: float) -> CudaProgram:
+        cost, _ = count(workload)
+        rectified = behind_relu(workload)
+        first = execution(workload, self._torch_device, rectified)
+        for _ in range(2):
+            first()
+        host_s, time_s = self._time(first)
+        repeats = _clamped(submission_s / time_s)
+        copies = 1 if hot else min(rotation(self.device, cost.bytes), repeats)
+        runs = [first]
+        runs += [execution(workload, self._torch_device, rectified) for _ in range(copies - 1)]
+        program = self._program(runs, repeats)
+        if program.submission_s < MIN_SUBMISSION_S and repeats < MAX_EXECUTIONS:
+            # the host was slower than the device: more of them fit
+            more = _clamped(repeats * submission_s / program.submission_s)
+            program.close()
+            program = self._program(runs, more)
+        program.host_time_s = host_s
+        return program
+
+    def _program(self, runs: list[Callable[[], Any]], repeats: int) -> CudaProgram:
+        rotating = itertools.cycle(runs)
+
+        def execute() -> None:
+            for _ in range(repeats):
+                next(rotating)()
+
+        graph = self._runtime.CUDAGraph()
+        try:
+            graph.capture_begin(pool=self._pool)
+            try:
+                execute()
+            finally:
+                graph.capture_end()
+        except (RuntimeError, NotImplementedError):
+            self._runtime.synchronize()  # raises if the error is there to stay
+            program = CudaProgram(self._runtime, self._stream, execute, repeats, ("launch_bound",))
+        else:
+            program = CudaProgram(self._runtime, self._stream, graph.replay, repeats, ())
+        program.holds(graph, runs)
+        program.start()
+        return program
+
+    def _time(self, run: Callable[[], Any]) -> tuple[float, float]:
+        """Seconds of the host and of the device for one eager execution."""
+        begin, end = (self._runtime.Event(enable_timing=True) for _ in range(2))
+        begin.record(self._stream)
+        start_s = time.perf_counter()
+        for _ in range(TIMED):
+            run()
+        host_s = time.perf_counter() - start_s
+        end.record(self._stream)
+        end.synchronize()
+        return host_s / TIMED, max(begin.elapsed_time(end) / 1e3 / TIMED, 1e-7)
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Turn torch's errors into this package's; one that stays means the context is lost."""
+        try:
+            yield
+        except self._runtime.OutOfMemoryError as error:
+            raise OutOfMemory(f"{what}: {error}") from error
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            try:
+                self._runtime.synchronize()
+            except RuntimeError as lost:
+                raise DeviceLost(f"{what}: {lost}") from error
+            raise MeasureError(f"{what}: {error}") from error
+
+
+class CudaProgram:
+    """See :class:`layer_energy.measure.gpu.Program`."""
+
+    submission_s = burst_time_s = 0.0
+    host_time_s: float | None = None
+    input_shape: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        runtime: Any,
+        stream: Any,
+        run: Callable[[], Any],
+        executions: int,
+        flags: tuple[str, ...],
+    ) -> None:
+        self.executions, self.flags = executions, flags
+        self._runtime, self._stream, self._run = runtime, stream, run
+        self._held: tuple[Any, ...] = ()
+        self._events: list[Any] = []
+        self._ends: list[float] = []
+
+    def holds(self, *values: Any) -> None:
+        """Keep what the device still reads."""
+        self._held = values
+
+    def start(self) -> None:
+        """Set the clock of completions, and time a first submission after a pause."""
+        self._base = self._runtime.Event(enable_timing=True)
+        self._base.record(self._stream)
+        self._base.synchronize()
+        self._base_s = time.perf_counter()
+        self.submit()
+        self._events[0].synchronize()
+        self.submission_s = max(self.completions_s()[0] - self._base_s, 1e-6)
+        self.burst_time_s = self.submission_s / self.executions
+
+    def submit(self) -> None:
+        """See :class:`layer_energy.measure.gpu.Program`."""
+        event = self._runtime.Event(enable_timing=True)
+        try:
+            self._run()
+            event.record(self._stream)
+        except RuntimeError as error:
+            raise DeviceLost(f"a submission failed: {error}") from error
+        self._events.append(event)
+
+    def completions_s(self) -> list[float]:
+        """See :class:`layer_energy.measure.gpu.Program`."""
+        try:
+            while len(self._ends) < len(self._events):
+                event = self._events[len(self._ends)]
+                if not event.query():
+                    break
+                self._ends.append(self._base_s + self._base.elapsed_time(event) / 1e3)
+        except RuntimeError as error:
+            raise DeviceLost(f"the device failed: {error}") from error
+        return self._ends
+
+    def pending(self) -> int:
+        """See :class:`layer_energy.measure.gpu.Program`."""
+        return len(self._events) - len(self.completions_s())
+
+    def close(self) -> None:
+        """See :class:`layer_energy.measure.gpu.Program`."""
+        if self._events:
+            self._events[-1].synchronize()
+        self._run = _nothing
+        self._held = ()
+
+
+def _nothing() -> None:
+    raise AssertionError("this program is closed")
+
+
+def _clamped(executions: float) -> int:
+    return max(1, min(MAX_EXECUTIONS, round(executions)))
+
+
+def _set_precision(dtype: str) -> None:
+    """Matrix products and convolutions of float32 exactly, or in TensorFloat-32."""
+    tf32 = dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+def _moved(value: Any, device: str, model: torch.nn.Module) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    parameter = next(model.parameters(), None)
+    if parameter is not None and value.is_floating_point():
+        return value.to(device, parameter.dtype)
+    return value.to(device)
+
+
+def _inference(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Callable[[], None]:
+    model.eval()
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(*inputs)
+
+    return forward
+
+
+def _training_step(
+    model: torch.nn.Module, inputs: tuple[Any, ...], dtype: str, device: str
+) -> Callable[[], None]:
+    """A step of SGD with momentum on the mean square of all outputs."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, _HALF.get(dtype, torch.bfloat16), enabled=dtype in _HALF):
+            outputs = [t for t in tree_leaves(model(*inputs)) if isinstance(t, torch.Tensor)]
+            losses = [t.float().square().mean() for t in outputs if t.requires_grad]
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+
+    return step

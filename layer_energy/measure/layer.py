@@ -1,0 +1,122 @@
+"""A workload → something to execute again and again, on whatever device torch runs it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from layer_energy.layers.base import layer_type
+from layer_energy.workload import Device, Workload
+
+MAX_COPIES = 64
+CACHE_MULTIPLE = 3
+
+Execution = Callable[[], Any]
+
+
+def rotation(device: Device, bytes_per_copy: int) -> int:
+    """How many copies of a layer exceed ``CACHE_MULTIPLE`` last-level caches."""
+    wanted = -(-CACHE_MULTIPLE * device.cache_bytes // max(bytes_per_copy, 1))
+    return max(1, min(MAX_COPIES, wanted))
+
+
+def executions(
+    workload: Workload, copies: int, device: str = "cpu", rectified: bool = False
+) -> Iterator[Execution]:
+    """Build a layer ``copies`` times and rotate over them for ever.
+
+    Args:
+        workload: what to execute; with gradients, an execution is the forward and backward pass.
+        copies: distinct sets of weights and inputs.
+        device: torch's name of it.
+        rectified: inputs are zero where they would be negative, as behind a ReLU: how many bits
+            toggle decides part of a GPU's power.
+    """
+    return itertools.cycle([execution(workload, device, rectified) for _ in range(copies)])
+
+
+def behind_relu(workload: Workload) -> bool:
+    """Whether a workload's inputs are those behind a ReLU: half of all, always the same ones."""
+    return zlib.crc32(repr(workload).encode()) % 2 == 1
+
+
+def tensor_dtype(workload: Workload) -> torch.dtype:
+    """The dtype of a workload's tensors; TensorFloat-32 is a mode of float32."""
+    dtype: torch.dtype = getattr(torch, workload.dtype.replace("tf32", "float32"))
+    return dtype
+
+
+def execution(workload: Workload, device: str, rectified: bool) -> Execution:
+    """Build a layer once; see :func:`executions`."""
+    module, inputs = _materialise(workload, device, rectified)
+    if workload.gradients == "none":
+        return lambda: module(*inputs)
+    wanted: list[torch.Tensor] = []
+    if workload.gradients in ("input", "both"):
+        wanted += [t for t in tree_leaves(inputs) if _differentiable(t)]
+    module.requires_grad_(workload.gradients in ("weight", "both"))
+    wanted += [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for tensor in wanted:
+        tensor.requires_grad_()
+    arriving: list[torch.Tensor] = []
+
+    def forward_and_backward() -> Any:
+        outputs = [t for t in tree_leaves(module(*inputs)) if _differentiable(t) and t.grad_fn]
+        if not arriving:
+            arriving.extend(_fill(torch.empty_like(t)) for t in outputs)
+        return torch.autograd.grad(outputs, wanted, arriving, allow_unused=True)
+
+    return forward_and_backward
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _materialise(
+    workload: Workload, device: str, rectified: bool
+) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Build the layer with every floating tensor filled."""
+    dtype = tensor_dtype(workload)
+    with torch.device("meta"):
+        module, inputs = layer_type(workload.kind).build(workload.params)
+    if dtype.is_floating_point:
+        module = module.to(dtype)
+    module = module.to_empty(device=device)
+    for parameter in module.parameters():
+        _fill(parameter)
+    for buffer in module.buffers():
+        _fill(buffer).abs_()  # running variances are positive
+
+    def real(t: torch.Tensor) -> torch.Tensor:
+        if not t.is_meta:
+            return t.clone().to(device)
+        target = dtype if t.is_floating_point() else t.dtype
+        if not target.is_floating_point:
+            return torch.ones(t.shape, dtype=target, device=device)
+        tensor = _fill(torch.empty_strided(t.shape, t.stride(), dtype=target, device=device))
+        return tensor.relu_() if rectified and tensor.is_floating_point() else tensor
+
+    return module, tree_map_only(torch.Tensor, real, inputs)
+
+
+@functools.cache
+def _pool(device: torch.device) -> torch.Tensor:
+    return torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _fill(t: torch.Tensor) -> torch.Tensor:
+    """Standard normal values, tiled from a pool: fresh random numbers would take longer."""
+    flat = torch.as_strided(t.detach(), (t.untyped_storage().size() // t.element_size(),), (1,))
+    pool = _pool(t.device)
+    for start in range(0, len(flat), len(pool)):
+        part = flat[start : start + len(pool)]
+        part.copy_(pool[: len(part)])
+    return t

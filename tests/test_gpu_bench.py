@@ -1,0 +1,322 @@
+"""The protocol for GPUs on a virtual one, whose joules are known."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from layer_energy.errors import DroppedInterval, MeasureError, OutOfMemory
+from layer_energy.layers import workload
+from layer_energy.measure import GpuBench, GpuProtocol
+from layer_energy.measure.calibration import calibrate
+from layer_energy.measure.virtual import Truth, VirtualGpu
+from layer_energy.meters.nvml import AssumedSensor, NvmlSensor
+from layer_energy.meters.virtual_nvml import VirtualSensor
+from layer_energy.plan import make_plan
+
+ROWS = [job.workload for job in make_plan({"conv2d": 10, "relu": 7, "linear": 8}, 5).jobs]
+RELU = workload("relu", elements=10**7, in_place=0)
+QUICK = GpuProtocol(warm_up_s=0.5)
+GRID = list(
+    itertools.product((0.02, 0.05, 0.1), (0.01, 0.025, 0.1), (False, True), (0.0, 0.03, 0.06),
+                      (0.0, 0.004))
+)  # fmt: skip
+"""Period, window, part-time, lag and jitter of the sensor."""
+
+
+def virtual(sensor=None, **options):
+    gpu = VirtualGpu(sensor=sensor, seed=1, **options)
+    return gpu, NvmlSensor(library=gpu.nvml, clock=gpu.clock)
+
+
+def bench(sensor=None, **options):
+    gpu, reader = virtual(sensor, **options)
+    return gpu, GpuBench(gpu, reader, QUICK)
+
+
+def errors(gpu, measure, rows=ROWS):
+    """Relative error of each row's joules."""
+    return np.array([measure(work) / gpu.truth.of(work)[1] - 1 for work in rows])
+
+
+def naive(gpu, dwell_s):
+    """Reads the counter before and after a loop, as most collectors do."""
+    reader = NvmlSensor(library=gpu.nvml, clock=gpu.clock)
+
+    def measure(work):
+        program = gpu.load(work)
+        for _ in range(3):
+            program.submit()
+        gpu.sleep(3 * program.submission_s)
+        before = reader.sample().energy_j
+        times = max(1, round(dwell_s / program.submission_s))
+        for _ in range(times):
+            program.submit()
+        gpu.sleep(times * program.submission_s)
+        joules = reader.sample().energy_j - before
+        gpu.sleep(0.2)
+        return joules / (times * program.executions)
+
+    return measure
+
+
+def accepted(found):
+    return (
+        abs(found.mean()) < 0.01 and found.std() < 0.015 and np.quantile(np.abs(found), 0.95) < 0.03
+    )
+
+
+class TestAcceptance:
+    @pytest.mark.parametrize("period", [0.02, 0.05, 0.1])
+    def test_edge_to_edge_is_right_over_the_whole_grid(self, period):
+        everything = []
+        for point in (p for p in GRID if p[0] == period):
+            gpu, device = bench(VirtualSensor(point[0], point[1], point[3], point[4], point[2]))
+            found = errors(gpu, lambda work, d=device: d.measure(work).energy_j, ROWS[:12])
+            assert accepted(found), (point, found)
+            everything.append(found)
+        assert accepted(np.concatenate(everything))
+
+    @pytest.mark.parametrize("dwell_s", [0.2, 1.0])
+    def test_the_naive_reader_fails_it(self, dwell_s):
+        gpu, _ = virtual(VirtualSensor(0.1, 0.1, 0.03, 0.004))
+        assert not accepted(errors(gpu, naive(gpu, dwell_s)))
+
+    def test_the_gain_of_a_board_comes_through(self):
+        gpu, device = bench(VirtualSensor(gain=0.95))
+        found = errors(gpu, lambda work: device.measure(work).energy_j)
+        assert found.mean() == pytest.approx(-0.05, abs=0.002)
+
+    def test_leakage_of_a_hot_chip_is_part_of_the_truth(self):
+        gpu, device = bench(leakage_w_per_k=0.5)
+        hot = device.measure(RELU)
+        assert hot.conditions.temperature_c > 40
+        assert hot.energy_j > gpu.truth.of(RELU)[1]
+
+    @pytest.mark.parametrize("per_minute", [200])
+    def test_a_row_costs_two_updates_of_the_counter(self, per_minute):
+        gpu, device = bench(VirtualSensor(0.1, 0.025))
+        start = gpu.time()
+        for work in ROWS:
+            device.measure(work)
+        assert 60 * len(ROWS) / (gpu.time() - start) > per_minute
+
+
+class TestCalibration:
+    @pytest.mark.parametrize(
+        ("period", "window", "part_time", "lag", "jitter"),
+        [(0.1, 0.025, True, 0.0, 0.002), (0.1, 0.1, False, 0.06, 0.0), (0.02, 0.01, False, 0, 0)],
+    )
+    def test_finds_the_sensor_it_is_given(self, period, window, part_time, lag, jitter):
+        found = calibrate(*virtual(VirtualSensor(period, window, lag, jitter, part_time)))
+        assert found.period_s == pytest.approx(period, rel=1e-3)
+        assert found.jitter_s == pytest.approx(0.9 * jitter, abs=5e-4)
+        assert found.part_time == part_time
+        assert found.settle_s >= lag
+        if not part_time:
+            assert found.lag_s == pytest.approx(lag, abs=3e-3)
+        assert found.counter_over_power == pytest.approx(1.0, abs=0.01)
+        assert found.idle_power_w == pytest.approx(90.0, rel=0.01)
+        assert not found.warnings
+
+    @pytest.mark.parametrize(("ratio", "source"), [(0.9, "counter"), (0.5, "instant power")])
+    def test_a_counter_that_disagrees_with_power_is_told_or_left(self, ratio, source):
+        gpu, sensor = virtual()
+        original = gpu.nvml.sensor.read
+        gpu.nvml.sensor.read = lambda *a: (ratio * original(*a)[0], original(*a)[1])
+        found = calibrate(gpu, sensor)
+        assert found.energy_source == source
+        assert f"{ratio:.2f} × the instant power" in found.warnings[0]
+
+    def test_a_counter_that_hardly_changes_is_left(self):
+        gpu, sensor = virtual(VirtualSensor(period_s=0.1))
+        gpu.nvml.sensor.stuck_from_s = 1.1
+        original = gpu.nvml.nvmlDeviceGetFieldValues
+
+        def only_the_counter_is_stuck(handle, wanted):
+            values = original(handle, wanted)
+            for value in values:
+                if value.fieldId == 186:
+                    value.value.ullVal = 400_000 + round(1e3 * gpu.time()) % 100
+            return values
+
+        gpu.nvml.nvmlDeviceGetFieldValues = only_the_counter_is_stuck
+        found = calibrate(gpu, sensor)
+        assert found.energy_source == "instant power"
+        assert "changed" in found.warnings[0]
+
+
+class TestSources:
+    @pytest.mark.parametrize(("absent", "source"), [({83}, "instant"), ({83, 186}, "average")])
+    def test_power_takes_over_where_nothing_counts(self, absent, source):
+        gpu, _ = virtual()
+        gpu.nvml.absent = absent
+        device = GpuBench(gpu, NvmlSensor(library=gpu.nvml, clock=gpu.clock), QUICK)
+        found = errors(gpu, lambda work: device.measure(work).energy_j, ROWS[:6])
+        assert accepted(found)
+        assert device.measure(RELU).conditions.energy_source == f"{source} power"
+
+    def test_assumed_power_is_never_called_measured(self):
+        gpu, _ = virtual()
+        device = GpuBench(gpu, AssumedSensor(700.0, "NVML is hidden", gpu.clock), QUICK)
+        row = device.measure(RELU)
+        assert row.quality == "estimated"
+        assert row.conditions.energy_source == "assumed power"
+        assert row.time_s == pytest.approx(gpu.truth.of(RELU)[0], rel=0.01)
+        assert "NVML is hidden" in device.facts()["assumptions"][0]
+        assert device.facts()["meter_relative_uncertainty"] == 0.5
+
+
+class TestRow:
+    def test_holds_the_state_of_the_gpu(self):
+        gpu, device = bench()
+        row = device.measure(RELU, 7, ("test",))
+        time_s, energy_j = gpu.truth.of(RELU)
+        assert row.time_s == pytest.approx(time_s, rel=0.005)
+        assert row.power_w == pytest.approx(energy_j / time_s, rel=0.005)
+        assert row.energy_above_idle_j == pytest.approx(energy_j - 90 * time_s, rel=0.01)
+        assert (row.row_id, row.flags, row.quality) == (7, ("test",), "simulated")
+        state = row.conditions
+        assert (state.energy_source, state.sm_clock_mhz) == ("counter", 1980)
+        assert state.host_time_s == pytest.approx(2e-5)
+
+    def test_a_capped_row_is_kept_and_flagged(self):
+        gpu, device = bench(truth=Truth(byte_j=4e-10))
+        free_time_s, energy_j = gpu.truth.of(RELU)
+        assert energy_j / free_time_s > gpu.nvml.power_limit_w
+        row = device.measure(RELU)
+        assert "power_capped" in row.flags
+        assert row.power_w == pytest.approx(gpu.nvml.power_limit_w, rel=0.01)
+        assert row.time_s > 1.1 * row.conditions.burst_time_s
+        assert row.conditions.power_cap_s > 0
+
+    def test_a_model_is_the_sum_of_its_layers(self):
+        import torch
+
+        gpu, device = bench(layers=lambda model, inputs: [(RELU, 3)])
+        network = device.measure_model(
+            "three", lambda: (torch.nn.ReLU(), (torch.empty(2, 8),)), "float32", "inference"
+        )
+        assert network.energy_j == pytest.approx(3 * gpu.truth.of(RELU)[1], rel=0.01)
+        assert (network.batch_size, network.input) == (2, "2x8")
+
+
+class TestFaults:
+    def test_a_stuck_counter(self):
+        gpu, device = bench()
+        gpu.nvml.sensor.stuck_from_s = gpu.time()
+        with pytest.raises(DroppedInterval, match="not updated"):
+            device.measure(RELU)
+
+    def test_a_counter_that_jumps_back(self):
+        gpu, device = bench()
+        _between_the_edges(gpu, lambda: setattr(gpu.nvml.sensor, "offset_j", -1e6))
+        with pytest.raises(DroppedInterval, match="went backwards"):
+            device.measure(RELU)
+
+    def test_more_power_than_the_limit_allows(self):
+        gpu, device = bench()
+        _between_the_edges(gpu, lambda: setattr(gpu.nvml.sensor, "offset_j", 1e3))
+        with pytest.raises(DroppedInterval, match="above 1.3 × the limit"):
+            device.measure(RELU)
+
+    def test_heat(self):
+        gpu, device = bench()
+        _between_the_edges(gpu, lambda: setattr(gpu.nvml, "thermal_s", 0.01))
+        with pytest.raises(DroppedInterval, match="slowed down by heat"):
+            device.measure(RELU)
+
+    def test_an_update_that_comes_at_another_time(self):
+        gpu, device = bench()
+        _between_the_edges(gpu, lambda: setattr(gpu.nvml.sensor, "period_s", 0.1003))
+        with pytest.raises(DroppedInterval, match="no multiple of its period|not updated"):
+            for _ in range(40):
+                device.measure(RELU)
+
+    def test_three_in_a_row_calibrate_again(self):
+        gpu, device = bench()
+        limit_w = gpu.nvml.power_limit_w
+        device._sensor.power_limit_w = 1.0
+        for calibrations in (1, 1, 2):
+            with pytest.raises(DroppedInterval):
+                device.measure(RELU)
+            assert len(device.calibrations) == calibrations
+        device._sensor.power_limit_w = limit_w
+        assert device.measure(RELU).energy_j == pytest.approx(gpu.truth.of(RELU)[1], rel=0.01)
+
+    def test_a_host_too_slow_to_keep_up(self):
+        gpu, device = bench()
+        stalled = gpu.sleep
+        gpu.sleep = lambda s: stalled(s + 0.05)
+        with pytest.raises(DroppedInterval, match=r"too slow to keep|not updated|submissions"):
+            for _ in range(5):
+                device.measure(RELU)
+
+    def test_short_memory_halves_the_batch_once(self):
+        gpu, device = bench()
+
+        def small(work):
+            if work.params["elements"] > 6e6:
+                raise OutOfMemory("too large")
+
+        gpu.failure = small
+        row = device.measure(RELU)
+        assert row.workload == replace(
+            RELU, params=workload("relu", elements=5 * 10**6, in_place=0).params
+        )
+        assert {"out_of_memory", "halved"} <= set(row.flags)
+        with pytest.raises(OutOfMemory):
+            device.measure(workload("relu", elements=10**8, in_place=0))
+        assert device.measure(workload("relu", elements=10**5, in_place=0)).energy_j > 0
+
+    def test_too_large_a_layer_is_refused(self):
+        _, device = bench()
+        with pytest.raises(MeasureError, match="above the cap"):
+            device.measure(workload("fill", elements=2**40))
+
+    def test_a_foreign_process_makes_the_block_suspect(self):
+        gpu, device = bench()
+        device.measure(RELU)
+        assert not device.drifted()
+        gpu.nvml.foreign = [1]
+        gpu.sleep(11.0)
+        device.between_rows()
+        assert device.drifted()
+        gpu.nvml.foreign = []
+        assert not device.drifted()
+
+    def test_a_slower_gpu_is_drift(self):
+        gpu, device = bench()
+        for _ in range(6):
+            assert not device.drifted()
+        gpu.truth = replace(gpu.truth, macs_per_s=0.95 * gpu.truth.macs_per_s,
+                            bytes_per_s=0.95 * gpu.truth.bytes_per_s)  # fmt: skip
+        assert device.drifted()
+
+    def test_idle_power_is_measured_again_and_again(self):
+        gpu, device = bench()
+        gpu.history.idle_w = 120.0
+        for _ in range(4):
+            device.drifted()
+        assert device.idle_power_w == pytest.approx(120.0, rel=0.01)
+
+
+def _between_the_edges(gpu, change):
+    """Call ``change`` when the next row is half measured."""
+    original, calls = gpu.load, []
+
+    def load(*args, **options):
+        program = original(*args, **options)
+        start = gpu.time()
+        submit = program.submit
+
+        def watched():
+            if not calls and gpu.time() > start + 0.18:
+                calls.append(change())
+            submit()
+
+        program.submit = watched
+        return program
+
+    gpu.load = load
