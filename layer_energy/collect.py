@@ -40,7 +40,7 @@ SUSPECT_ROUNDS = 2
 TRIES = 3
 """Of a row that fails a health check."""
 
-FATAL_STARTS = 2
+FATAL_STARTS = 3
 """A row during which the process died this often is not tried again."""
 
 CLOSING_S = 20.0
@@ -229,7 +229,7 @@ class _Run:
     def _row(self, row_id: int) -> Measurement | None:
         """Measure a row and write it down; ``None`` if it was put back into the queue."""
         job = self._plan.jobs[row_id]
-        if self._journal.begun[row_id] >= FATAL_STARTS:
+        if self._journal.deaths[row_id] >= FATAL_STARTS:
             return self._failed(row_id, job, "crashed", "the process died while measuring it")
         self._bench.between_rows()
         self._journal.begin(row_id)

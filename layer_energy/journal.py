@@ -31,7 +31,7 @@ class Journal:
     Attributes:
         rows: row_id → measurement; of several rows with one row_id the last counts.
         networks: whole networks, in the order they were measured.
-        begun: row_id → how often its measurement began without ending.
+        deaths: row_id → how often the process died while it was being measured.
         dropped: lines that were corrupt or cut short, and are ignored.
         duplicates: rows that a later one with the same row_id replaced.
     """
@@ -49,7 +49,9 @@ class Journal:
         self.path = Path(path)
         self.rows: dict[int, Measurement] = {}
         self.networks: list[NetworkMeasurement] = []
-        self.begun: Counter[int] = Counter()
+        self.deaths: Counter[int] = Counter()
+        self._in_flight: int | None = None  # the row during which the last process died
+        self._current: int | None = None
         self.dropped = 0
         self.duplicates = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +61,9 @@ class Journal:
         self._file = self.path.open("ab")
         self._file.truncate(kept)
         self._file.write(missing)
+        if self._in_flight is not None:
+            self.deaths[self._in_flight] += 1
+            self._file.write(_line("death", self._in_flight))
         self._sync()
 
     def __enter__(self) -> Self:
@@ -76,6 +81,7 @@ class Journal:
         """Add a row. It is in ``rows`` even if the disk then refuses it (OSError)."""
         line = _line("row", measurement_to_dict(measurement))
         self._take(measurement)
+        self._current = None
         self._write(line)
 
     def append_network(self, network: NetworkMeasurement) -> None:
@@ -86,7 +92,7 @@ class Journal:
 
     def begin(self, row_id: int) -> None:
         """Note that a row is being measured: who dies now, dies of it."""
-        self.begun[row_id] += 1
+        self._current = row_id
         self._write(_line("begin", row_id))
 
     def _write(self, line: bytes) -> None:
@@ -99,6 +105,8 @@ class Journal:
         """Bring everything to the disk and close the file; closing twice is harmless."""
         if not self._file.closed:
             try:
+                if self._current is not None:  # given up, but not by a death
+                    self._file.write(_line("end", self._current))
                 self._sync()
             finally:
                 self._file.close()
@@ -110,7 +118,6 @@ class Journal:
 
     def _take(self, measurement: Measurement) -> None:
         self.duplicates += measurement.row_id in self.rows
-        self.begun.pop(measurement.row_id, None)
         self.rows[measurement.row_id] = measurement
 
     def _read(self, content: bytes, header: dict[str, Any]) -> tuple[int, bytes]:
@@ -133,8 +140,14 @@ class Journal:
         try:
             if (row := _value("row", line)) is not None:
                 self._take(measurement_from_dict(row))
+                self._in_flight = None
+            elif (row_id := _value("death", line)) is not None:
+                self.deaths[row_id] += 1
+                self._in_flight = None
             elif (row_id := _value("begin", line)) is not None:
-                self.begun[int(row_id)] += 1
+                self._in_flight = row_id
+            elif _value("end", line) is not None:
+                self._in_flight = None
             else:
                 self.networks.append(network_from_dict(_value("network", line)))
         except DatasetError:

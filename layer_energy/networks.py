@@ -33,14 +33,16 @@ def build(job: NetworkJob) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     Raises:
         InvalidInput: if the name leads nowhere or a package it needs is missing.
     """
+    device = torch.get_default_device()
+    return build_model(job.model, real=device.type != "meta"), (_input(job, device),)
+
+
+def _input(job: NetworkJob, device: torch.device) -> torch.Tensor:
     shape = job.input or ",".join(map(str, default_input(job.model) or (3, 224, 224)))
     like = parse_shape(f"{job.batch_size},{shape}")
     if like.is_floating_point():
-        tensor = torch.randn(like.shape, dtype=like.dtype)
-    else:
-        tensor = torch.randint(0, 1000, like.shape, dtype=like.dtype)
-    real = torch.get_default_device().type != "meta"
-    return build_model(job.model, real), (tensor,)
+        return torch.randn(like.shape, dtype=like.dtype, device=device)
+    return torch.randint(0, 1000, like.shape, dtype=like.dtype, device=device)
 
 
 def measure_network(job: NetworkJob, bench: Bench) -> NetworkMeasurement:
@@ -60,10 +62,23 @@ def layers(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Iterable[tuple[Wo
     return walk(model, *inputs).workloads().items()
 
 
-def layers_of(job: NetworkJob) -> dict[Workload, int]:
-    """The workloads of a network in its dtype, and how often each occurs."""
+def build_on_meta(job: NetworkJob) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """Like :func:`build`, without memory."""
     with torch.device("meta"):
-        model, inputs = build(job)
+        return build(job)
+
+
+def layers_of(job: NetworkJob, model: torch.nn.Module | None = None) -> dict[Workload, int]:
+    """The workloads of a network in its dtype, and how often each occurs.
+
+    Args:
+        job: the network.
+        model: it, if it was built before.
+    """
+    if model is None:
+        model, inputs = build_on_meta(job)
+    else:
+        inputs = (_input(job, torch.device("meta")),)
     return {
         replace(work, dtype=job.dtype) if work.dtype == "float32" else work: times
         for work, times in layers(model, inputs)

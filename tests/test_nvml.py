@@ -121,7 +121,7 @@ class TestLadder:
         assert sensor(board).source == "instant power"
 
     def test_without_a_driver_the_meter_says_so(self):
-        with pytest.raises(MeterError, match="NVML cannot be used here|not installed"):
+        with pytest.raises(MeterError, match=r"NVML cannot be used here|not installed"):
             open_meter("nvml")
 
     def test_assumed_power_is_the_last_rung(self):

@@ -1,0 +1,365 @@
+"""Campaigns on a virtual GPU: plans, faults, kills, budgets, and the joules at the end."""
+
+import errno
+import json
+import os
+import signal
+import time
+from random import Random
+
+import pytest
+
+from layer_energy import collect as collect_module
+from layer_energy.campaign import ROWS, campaign, campaign_networks
+from layer_energy.collect import JOURNAL_NAME, collect
+from layer_energy.dataset import Dataset, merge
+from layer_energy.errors import (
+    DatasetError,
+    DeviceLost,
+    DroppedInterval,
+    InvalidInput,
+    MeasureError,
+    MeterError,
+)
+from layer_energy.journal import Journal
+from layer_energy.layers import kinds, workload
+from layer_energy.measure import GpuBench, GpuProtocol
+from layer_energy.measure.virtual import VirtualGpu
+from layer_energy.meters.nvml import NvmlSensor
+from layer_energy.model import EnergyModel
+from layer_energy.networks import layers, layers_of
+from layer_energy.plan import GPU_LIMITS, OPTIMIZER_STEPS, Job, NetworkJob, Plan, sample
+
+QUICK = GpuProtocol(warm_up_s=0.5)
+RESNET = NetworkJob("resnet18", "3,64,64", 2, exact=True)
+
+
+def virtual_bench():
+    gpu = VirtualGpu(layers=layers, seed=1)
+    return gpu, GpuBench(gpu, NvmlSensor(library=gpu.nvml, clock=gpu.clock), QUICK)
+
+
+def relus(rows, networks=(), **options):
+    jobs = tuple(Job(workload("relu", elements=1000 * (i + 1), in_place=0)) for i in range(rows))
+    return Plan(jobs, networks, **options)
+
+
+@pytest.fixture(scope="module")
+def shards():
+    return [campaign((k, 3), rows=0.1) for k in (1, 2, 3)]
+
+
+class TestPlan:
+    def test_is_deterministic(self, shards):
+        assert campaign((2, 3), rows=0.1).jobs == shards[1].jobs
+        assert campaign((2, 3), seed=1, rows=0.1).jobs != shards[1].jobs
+
+    def test_shards_are_disjoint(self, shards):
+        chosen = [
+            {job.workload for job in shard.jobs if "validation" not in job.flags}
+            for shard in shards
+        ]
+        assert not chosen[0] & chosen[1] | chosen[0] & chosen[2] | chosen[1] & chosen[2]
+
+    def test_rows_that_judge_are_not_rows_to_fit_on(self, shards):
+        judges = {j.workload for s in shards for j in s.jobs if "validation" in j.flags}
+        fitted = {j.workload for s in shards for j in s.jobs if "validation" not in j.flags}
+        assert judges
+        assert not judges & fitted
+
+    def test_names_at_least_60_networks_of_all_families_and_batches(self, shards):
+        networks = campaign_networks()
+        assert len(networks) >= 60
+        assert {1, 8, 32, 128} <= {network.batch_size for network in networks}
+        assert sum(network.exact for network in networks) >= 6
+        covered = {(n.model, n.batch_size) for shard in shards for n in shard.networks}
+        assert covered == {(n.model, n.batch_size) for n in networks}
+        modes = {(n.dtype, n.mode) for shard in shards for n in shard.networks}
+        assert len(modes) == 4
+
+    def test_every_network_can_be_walked(self):
+        pytest.importorskip("timm")
+        pytest.importorskip("transformers")
+        for network in campaign_networks():
+            assert layers_of(network), network
+
+    def test_covers_every_layer_type_and_precision(self, shards):
+        jobs = [job for shard in shards for job in shard.jobs]
+        measurable = set(kinds()) - {"generic", *OPTIMIZER_STEPS}
+        assert {job.workload.kind for job in jobs} == measurable == set(ROWS)
+        assert {"float32", "tf32", "bfloat16", "float16"} <= {j.workload.dtype for j in jobs}
+        flags = [flag for job in jobs for flag in job.flags]
+        assert 0.1 < flags.count("hot") / len(jobs) < 0.2
+        assert flags.count("test")
+        assert flags.count("autotuned")
+        assert flags.count("repeat")
+
+    def test_of_training_asks_for_gradients_and_optimizer_steps(self):
+        jobs = campaign((1, 3), training=True, rows=0.1).jobs
+        asked = {job.workload.gradients for job in jobs if job.workload.kind == "linear"}
+        assert {"both", "weight", "input"} == asked
+        assert {job.workload.kind for job in jobs} >= set(OPTIMIZER_STEPS)
+        assert not any(job.workload.params.get("in_place") for job in jobs)
+
+    def test_a_shard_that_is_none_is_refused(self):
+        with pytest.raises(InvalidInput, match="K/N"):
+            campaign((4, 3))
+
+
+class TestCampaign:
+    def test_predicts_the_joules_that_the_virtual_gpu_truly_uses(self, tmp_path):
+        rows = {"conv2d": 160, "batch_norm": 50, "relu": 40, "max_pool2d": 40, "linear": 60,
+                "adaptive_avg_pool2d": 40, "add": 40, "gelu": 30, "layer_norm": 40,
+                "attention": 60, "copy": 40, "cat": 40, "relu6": 30, "dropout": 30}  # fmt: skip
+        jobs = [Job(w) for k, n in rows.items() for w in sample(k, n, Random(k), GPU_LIMITS)]
+        Random(0).shuffle(jobs)
+        gpu, bench = virtual_bench()
+        summary = collect(tmp_path, bench, Plan(tuple(jobs)), clock=bench.clock)
+        assert summary.rows_per_minute > 200
+        model = EnergyModel.fit(Dataset.load(tmp_path))
+        assert model.quality == "simulated"
+        for name, batch_size in (("resnet18", 8), ("resnet50", 32), ("vgg16", 8),
+                                 ("mobilenet_v2", 32), ("vit_b_16", 8)):  # fmt: skip
+            needed = layers_of(NetworkJob(name, "3,224,224", batch_size))
+            truth_j = sum(times * gpu.truth.of(work)[1] for work, times in needed.items())
+            prices = model.price(list(needed))
+            joules = sum(times * prices[work].energy_j for work, times in needed.items())
+            assert joules == pytest.approx(truth_j, rel=0.03), name
+
+    def test_fills_its_budget_and_ends_before_it(self, tmp_path):
+        _, bench = virtual_bench()
+        plan = relus(3000, (RESNET,), fills_budget=True)
+        started = bench.clock()
+        summary = collect(tmp_path, bench, plan, budget_s=60.0, clock=bench.clock)
+        assert 50 < bench.clock() - started < 60
+        assert (summary.complete, summary.saved, summary.networks) == (False, True, 1)
+        saved = Dataset.load(tmp_path)
+        assert len(saved.measurements) == summary.measured > 150
+        assert saved.provenance["calibrations"][0]["energy_source"] == "counter"
+        again = collect(tmp_path, bench, plan, budget_s=20.0, clock=bench.clock)
+        assert again.resumed == summary.measured
+        assert len(Dataset.load(tmp_path).measurements) == summary.measured + again.measured
+
+    def test_networks_get_the_floor_of_their_layers(self, tmp_path):
+        _, bench = virtual_bench()
+        exact = [Job(work, ("validation",)) for work in layers_of(RESNET)]
+        collect(tmp_path, bench, Plan(tuple(exact), (RESNET,)))
+        network = Dataset.load(tmp_path).networks[0]
+        assert network.layers_energy_j == pytest.approx(network.energy_j, rel=0.01)
+        assert Dataset.load(tmp_path).of("conv2d") == []
+
+    def test_a_network_whose_package_is_missing_is_told_and_skipped(self, tmp_path):
+        _, bench = virtual_bench()
+        missing = NetworkJob("no_such_package:net", "3", 1)
+        summary = collect(tmp_path, bench, relus(3, (missing, RESNET)))
+        assert summary.networks == 1
+        assert any("no_such_package" in reason for reason in summary.failed)
+
+    def test_shards_merge_into_one_dataset(self, tmp_path):
+        for k, first in enumerate((0, 5), 1):
+            _, bench = virtual_bench()
+            jobs = relus(10).jobs[first : first + 5]
+            repeat = Job(jobs[0].workload, ("repeat",))
+            collect(tmp_path / str(k), bench, Plan((*jobs, repeat), identity={"shard": f"{k}/2"}))
+        joined = merge(Dataset.load(tmp_path / str(k)) for k in (1, 2))
+        assert len(joined.measurements) == 12
+        assert joined.test_retest_cv() == pytest.approx(0.0, abs=0.01)
+        assert len(joined.provenance["shards"]) == 2
+
+
+class Faulty:
+    """A bench that does as its list says: an exception to raise, or ``None``."""
+
+    def __init__(self, *script):
+        _, self._bench = virtual_bench()
+        self._script = list(script)
+        self.asked = []
+
+    def __getattr__(self, name):
+        return getattr(self._bench, name)
+
+    def measure(self, work, row_id=0, flags=()):
+        self.asked.append(row_id)
+        if self._script and (error := self._script.pop(0)) is not None:
+            raise error
+        return self._bench.measure(work, row_id, flags)
+
+
+class TestFaults:
+    def test_a_dropped_row_is_measured_again_at_the_end(self, tmp_path):
+        bench = Faulty(DroppedInterval("x"))
+        summary = collect(tmp_path, bench, relus(4))
+        assert bench.asked == [0, 1, 2, 3, 0]
+        assert (summary.dropped, summary.failed) == (1, [])
+        assert len(Dataset.load(tmp_path).of("relu")) == 4
+
+    def test_a_row_dropped_thrice_is_given_up(self, tmp_path):
+        bench = Faulty(*[DroppedInterval("x")] * 3)
+        collect(tmp_path, bench, relus(1))
+        assert bench.asked == [0, 0, 0]
+        assert Dataset.load(tmp_path).measurements[0].flags == ("failed", "dropped")
+
+    def test_an_unmeasurable_row_is_recorded(self, tmp_path):
+        collect(tmp_path, Faulty(MeasureError("no")), relus(2))
+        assert Dataset.load(tmp_path).measurements[0].flags == ("failed", "unmeasurable")
+
+    def test_a_lost_device_leaves_a_journal_to_go_on_from(self, tmp_path):
+        with pytest.raises(DeviceLost):
+            collect(tmp_path, Faulty(None, DeviceLost("sticky")), relus(4))
+        second = Faulty()
+        summary = collect(tmp_path, second, relus(4))
+        assert second.asked == [2, 3]
+        assert summary.resumed == 2
+        assert Dataset.load(tmp_path).measurements[1].flags == ("failed", "device_lost")
+
+    def test_a_meter_that_fails_leaves_a_journal_to_go_on_from(self, tmp_path):
+        with pytest.raises(MeterError):
+            collect(tmp_path, Faulty(None, MeterError("gone")), relus(3))
+        second = Faulty()
+        collect(tmp_path, second, relus(3))
+        assert second.asked == [1, 2]
+
+    def test_a_row_that_kills_the_process_three_times_is_skipped(self, tmp_path):
+        class Deadly(Faulty):
+            def measure(self, work, row_id=0, flags=()):
+                return os._exit(9) if row_id == 1 else super().measure(work, row_id, flags)
+
+        plan, bench = relus(3), Deadly()
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                collect(tmp_path, bench, plan)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        last = Faulty()
+        collect(tmp_path, last, plan)
+        assert last.asked == [2]
+        assert Dataset.load(tmp_path).measurements[1].flags == ("failed", "crashed")
+
+    def test_a_row_that_was_only_interrupted_is_not_skipped(self, tmp_path):
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                collect(tmp_path, Faulty(KeyboardInterrupt()), relus(2))
+        last = Faulty()
+        collect(tmp_path, last, relus(2))
+        assert last.asked == [0, 1]
+
+    def test_a_full_disk_loses_nothing_that_was_measured(self, tmp_path, monkeypatch):
+        rescue = tmp_path / "elsewhere"
+        monkeypatch.setattr(collect_module.tempfile, "mkdtemp", lambda prefix: str(rescue))
+        written = Journal._write
+
+        def full(self, line):
+            if len(self.rows) > 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written(self, line)
+
+        monkeypatch.setattr(Journal, "_write", full)
+        with pytest.raises(DatasetError, match=r"No space left.*elsewhere.*run the same command"):
+            collect(tmp_path / "out", Faulty(), relus(10))
+        assert len(Dataset.load(rescue).measurements) == 4
+
+    def test_a_read_only_folder_is_refused_before_anything_is_measured(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        bench = Faulty()
+        with pytest.raises(OSError, match="Not a directory"):
+            collect(tmp_path / "file" / "out", bench, relus(2))
+        assert bench.asked == []
+
+    def test_a_damaged_line_is_counted_and_measured_again(self, tmp_path):
+        collect(tmp_path, Faulty(), relus(4), should_stop=_after(3))
+        journal = tmp_path / JOURNAL_NAME
+        lines = journal.read_bytes().split(b"\n")
+        lines[2] = lines[2].replace(b"0", b"1", 1)
+        journal.write_bytes(b"\n".join(lines))
+        summary = collect(tmp_path, Faulty(), relus(4))
+        assert summary.lost_lines == 1
+        assert len(Dataset.load(tmp_path).measurements) == 4
+
+
+def _after(calls):
+    asked = iter(range(calls))
+    return lambda: next(asked, None) is None
+
+
+def test_fifty_kills_lose_no_complete_row_and_double_none(tmp_path):
+    """SIGKILL at random moments of one campaign; every row that was told of must be there."""
+    plan = relus(1500)
+    _, bench = virtual_bench()
+    told, rng, kills = set(), Random(0), 0
+    while kills < 50:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _collect_and_tell(tmp_path, bench, plan, writing)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            lines = pipe.readline()
+            time.sleep(rng.uniform(0, 0.04))
+            os.kill(child, signal.SIGKILL)
+            kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            lines += pipe.read()
+        fresh = [int(line) for line in lines.split(b"\n")[:-1]]
+        assert not told & set(fresh)
+        told.update(fresh)
+        assert len(told) < len(plan.jobs), "the campaign ended before it was killed often enough"
+    summary = collect(tmp_path, bench, plan)
+    assert told
+    assert summary.resumed >= len(told)
+    rows = Dataset.load(tmp_path).measurements
+    assert sorted(row.row_id for row in rows) == list(range(len(plan.jobs)))
+    assert all(row.usable for row in rows)
+
+
+def _collect_and_tell(folder, bench, plan, writing):
+    """In a process of its own: write the number of every row into a pipe."""
+    collect(folder, bench, plan, on_row=lambda row: os.write(writing, b"%d\n" % row.row_id))
+    os._exit(0)
+
+
+class TestCommand:
+    def test_collects_on_a_virtual_gpu_and_merges(self, tmp_path, capsys, monkeypatch):
+        from layer_energy import cli
+
+        def run(*args):
+            monkeypatch.setattr("sys.argv", ["layer-energy", *map(str, args)])
+            code = 0
+            try:
+                cli.main()
+            except SystemExit as stop:
+                code = stop.code
+            return code or 0, capsys.readouterr()
+
+        folders = [tmp_path / f"shard-{k}" for k in (1, 2)]
+        for k, folder in enumerate(folders, 1):
+            code, printed = run("collect", "--device", "virtual", "--minutes", 1.2, "--shard",
+                                f"{k}/2", "--out", folder, "--json")  # fmt: skip
+            assert code == 0
+            assert json.loads(printed.out)["saved"]
+        code, printed = run("merge", *folders, "--out", tmp_path / "all", "--json")
+        assert code == 0
+        facts = json.loads(printed.out)
+        assert facts["rows"] == sum(len(Dataset.load(f).measurements) for f in folders)
+        assert {m.quality for m in Dataset.load(tmp_path / "all").measurements} == {"simulated"}
+        code, printed = run("merge", *folders, "--out", tmp_path / "all")
+        assert code == 2
+        assert "already holds a dataset" in " ".join(printed.err.split())
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            (["--device", "gpu"], "cpu, cuda, cuda:N or virtual"),
+            (["--device", "virtual", "--shard", "4/3"], "1 <= K <= N"),
+            (["--device", "virtual", "--shard", "x"], "K/N"),
+            (["--device", "virtual", "--rows", "5"], "for a CPU"),
+            (["--device", "virtual", "--mode", "both"], "inference or training"),
+        ],
+    )
+    def test_wrong_input_is_told(self, options, told, tmp_path, capsys, monkeypatch):
+        from layer_energy import cli
+
+        monkeypatch.setattr("sys.argv", ["x", "collect", "--out", str(tmp_path / "o"), *options])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "o").exists()

@@ -1,0 +1,221 @@
+"""The CUDA programs on a stand-in for ``torch.cuda`` that executes on the CPU, at once."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from layer_energy.errors import DeviceLost, InvalidInput, MeasureError, OutOfMemory
+from layer_energy.layers import kinds, layer_type, workload
+from layer_energy.measure import cuda
+from layer_energy.measure.cuda import CudaGpu
+from layer_energy.workload import Workload
+
+RELU = workload("relu", elements=1000, in_place=0)
+
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+        self.time_s = None
+
+    def record(self, stream):
+        self.time_s = time.perf_counter()
+
+    def query(self):
+        return self.time_s is not None
+
+    def synchronize(self):
+        assert self.time_s is not None
+
+    def elapsed_time(self, other):
+        return 1e3 * (other.time_s - self.time_s)
+
+
+class Runtime:
+    """Has of ``torch.cuda`` what :class:`CudaGpu` uses."""
+
+    OutOfMemoryError = torch.OutOfMemoryError
+    Event = Event
+
+    def __init__(self, capturable=True):
+        self.capturable = capturable
+        self.lost = False
+        self.captured = []
+
+    def is_available(self):
+        return True
+
+    def device_count(self):
+        return 1
+
+    def get_device_properties(self, index):
+        return SimpleNamespace(
+            name="NVIDIA Test", L2_cache_size=1 << 16, uuid="1-2", major=9, minor=0,
+            multi_processor_count=4, total_memory=1 << 30,
+        )  # fmt: skip
+
+    def set_device(self, index):
+        pass
+
+    def Stream(self):  # noqa: N802
+        return "stream"
+
+    def set_stream(self, stream):
+        pass
+
+    def graph_pool_handle(self):
+        return object()
+
+    def empty_cache(self):
+        pass
+
+    def synchronize(self):
+        if self.lost:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def CUDAGraph(self):  # noqa: N802
+        runtime = self
+
+        class Graph:
+            def capture_begin(self, pool):
+                if not runtime.capturable:
+                    raise RuntimeError("operation not permitted when stream is capturing")
+
+            def capture_end(self):
+                pass
+
+            def replay(self):
+                runtime.captured.append(1)
+
+        return Graph()
+
+
+@pytest.fixture
+def gpu():
+    return CudaGpu(0, Runtime(), "cpu")
+
+
+def test_the_device_says_what_it_is(gpu):
+    assert gpu.device.slug == "nvidia-test"
+    assert gpu.device.cache_bytes == 1 << 16
+    assert gpu.device.details["uuid"] == "GPU-1-2"
+
+
+def test_a_missing_gpu_is_an_error_that_says_where_to_look():
+    with pytest.raises(InvalidInput, match=r"torch sees 1 CUDA devices.*number 3"):
+        CudaGpu(3, Runtime(), "cpu")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind != "generic"])
+def test_every_layer_type_becomes_a_program(gpu, kind):
+    from random import Random
+
+    rng = Random(3)
+    while True:
+        p = layer_type(kind).sample(rng)
+        if p is None:
+            continue
+        work = workload(kind, **p)
+        if layer_type(kind).cost(work.params, 4).bytes < 1 << 20 and (
+            layer_type(kind).cost(work.params, 4).macs < 1e7
+        ):
+            break
+    program = gpu.load(work, submission_s=1e-3)
+    program.submit()
+    assert program.executions >= 1
+    assert program.pending() == 0
+    assert len(program.completions_s()) == 2
+    assert program.host_time_s > 0
+    program.close()
+
+
+@pytest.mark.parametrize("gradients", ["none", "input", "weight", "both"])
+def test_gradients_are_computed_inside_the_program(gpu, gradients, monkeypatch):
+    wanted = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda outputs, inputs, *a, **k: (
+            wanted.append([t.dim() for t in inputs]), grad(outputs, inputs, *a, **k))
+    )  # fmt: skip
+    linear = workload("linear", tokens=4, in_features=8, out_features=3, bias=1)
+    gpu.load(Workload(linear.kind, linear.params, "float32", gradients), submission_s=1e-4)
+    expected = {"none": [], "input": [2], "weight": [2, 1], "both": [2, 2, 1]}[gradients]
+    assert all(each == expected for each in wanted)
+    assert bool(wanted) == bool(expected)
+
+
+def test_copies_rotate_unless_hot(gpu, monkeypatch):
+    built = []
+    original = cuda.execution
+    monkeypatch.setattr(cuda, "execution", lambda *a: (built.append(1), original(*a))[1])
+    gpu.load(RELU)
+    cold = len(built)
+    built.clear()
+    gpu.load(RELU, ("hot",))
+    assert len(built) == 1 < cold
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), [("float32", False), ("tf32", True)])
+def test_precision_is_set_explicitly(gpu, dtype, tf32):
+    gpu.load(Workload(RELU.kind, RELU.params, dtype), submission_s=1e-4)
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cudnn.allow_tf32 is tf32
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_says_so():
+    program = CudaGpu(0, Runtime(capturable=False), "cpu").load(RELU, submission_s=1e-4)
+    assert program.flags == ("launch_bound",)
+    program.submit()
+    assert len(program.completions_s()) == 2
+
+
+def test_an_error_that_stays_means_the_device_is_lost(gpu, monkeypatch):
+    def fails(*args):
+        gpu._runtime.lost = True
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda, "execution", fails)
+    with pytest.raises(DeviceLost, match="device-side assert"):
+        gpu.load(RELU)
+
+
+def test_an_error_of_one_layer_is_only_its_own(gpu, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("not implemented for 'Half'")
+
+    monkeypatch.setattr(cuda, "execution", fails)
+    with pytest.raises(MeasureError, match="not implemented for 'Half'"):
+        gpu.load(RELU)
+
+
+def test_short_memory_has_an_error_of_its_own(gpu, monkeypatch):
+    def fails(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cuda, "execution", fails)
+    with pytest.raises(OutOfMemory):
+        gpu.load(RELU)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "training"), [("float32", False), ("bfloat16", False), ("tf32", True)]
+)
+def test_a_model_runs_eagerly(gpu, dtype, training):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
+    before = model[0].weight.detach().clone()
+    program = gpu.load_module(lambda: (model, (torch.randn(2, 8),)), dtype, training)
+    program.submit()
+    assert program.flags == ("eager",)
+    assert program.input_shape == (2, 8)
+    assert program.executions == 1
+    moved = not torch.equal(before, model[0].weight.detach().float())
+    assert moved == training or dtype == "bfloat16"
+
+
+def test_a_closed_program_cannot_be_submitted(gpu):
+    program = gpu.load(RELU, submission_s=1e-4)
+    program.close()
+    with pytest.raises(AssertionError, match="closed"):
+        program.submit()

@@ -1,0 +1,73 @@
+"""The supervisor, with workers that die in every way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from layer_energy.supervisor import LOST, STOPPED, supervise
+
+
+def worker(code):
+    """A command that appends a byte to ``log`` and runs ``code``, which may look at ``n``."""
+    program = (
+        "import os, signal, sys\n"
+        "log = open(sys.argv[1], 'a+')\n"
+        "log.seek(0)\n"
+        "n = len(log.read())\n" + code
+    )
+    return lambda log: [sys.executable, "-c", program, str(log)]
+
+
+PROGRESS = "log.write('x'); log.flush()\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "starts"),
+    [
+        ("sys.exit(0)", 0, 1),
+        ("sys.exit(2)", 2, 1),
+        (PROGRESS + f"sys.exit({LOST} if n < 4 else 0)", 0, 5),
+        (PROGRESS + "os.kill(os.getpid(), signal.SIGSEGV) if n < 2 else sys.exit(3)", 3, 3),
+        (f"sys.exit({LOST})", STOPPED, 3),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, 1),
+    ],
+)
+def test_restarts_only_what_lost_its_device_and_made_progress(tmp_path, code, last, starts):
+    log = tmp_path / "log"
+    log.touch()
+    restarts = []
+    code = supervise(
+        lambda: worker(code)(log), progress=lambda: log.stat().st_size, on_restart=restarts.append
+    )
+    assert code == last
+    assert len(restarts) == starts - 1
+
+
+def test_leaves_the_first_ctrl_c_to_the_worker(tmp_path):
+    script = tmp_path / "supervisor.py"
+    script.write_text(
+        "import sys\n"
+        "from layer_energy.supervisor import supervise\n"
+        "code = '''import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *a: sys.exit(3))\n"
+        'print("ready", flush=True)\n'
+        "time.sleep(30)'''\n"
+        "sys.exit(supervise(lambda: [sys.executable, '-c', code], lambda: 0))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env=environment,
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    start = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=20) == 3
+    assert time.monotonic() - start < 20
+    process.stdout.close()
