@@ -34,3 +34,7 @@ class MeterError(LayerEnergyError):
 
 class MeasureError(LayerEnergyError):
     """A workload could not be measured."""
+
+
+class MissingPackage(LayerEnergyError, ImportError):
+    """An optional package is not installed; the message says which to install."""
