@@ -23,6 +23,8 @@ except ImportError:
 class EnergyCallback(Callback):
     """Projects the joules of the run at every training epoch's end, validation included.
 
+    With an ``EarlyStopping`` callback its earliest end is projected too.
+
     Args:
         meter, form, show: see :class:`EnergyHooks`.
     """
@@ -48,9 +50,7 @@ class EnergyCallback(Callback):
         self.hooks.tick()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        stopping = trainer.early_stopping_callback
-        may_stop_in = None if stopping is None else stopping.patience - stopping.wait_count
-        self.hooks.epoch_ends(self._epochs(trainer), may_stop_in)
+        self.hooks.epoch_ends(self._epochs(trainer), _may_stop_in(trainer.early_stopping_callback))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.hooks.end()
@@ -65,3 +65,11 @@ class EnergyCallback(Callback):
             steps = trainer.global_step - self._first_step
             limits.append(done * (trainer.max_steps - self._first_step) / steps if steps else 1)
         return float(max(min(limits, default=math.nan), done)) if limits else math.nan
+
+
+def _may_stop_in(stopping: Any) -> int | None:
+    if stopping is None:
+        return None
+    # told by validation, it has judged this epoch already; at the end of training epochs not yet
+    pending = bool(getattr(stopping, "_check_on_train_epoch_end", False))
+    return int(max(stopping.patience - stopping.wait_count - pending, 0))

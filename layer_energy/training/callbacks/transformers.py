@@ -64,7 +64,8 @@ class EnergyCallback(TrainerCallback):
     def _may_stop_in(self) -> int | None:
         if self.early_stopping is None:
             return None
-        return int(
+        patience_left = (
             self.early_stopping.early_stopping_patience
             - self.early_stopping.early_stopping_patience_counter
         )
+        return max(patience_left - 1, 0)  # this epoch's evaluation is yet to come
