@@ -14,7 +14,7 @@ from torch import nn
 
 from layer_energy.errors import InvalidInput, MeterError
 from layer_energy.meters import Reading, ReplayMeter, SimulatedMeter, VirtualClock
-from layer_energy.training import EnergyProjector, project_trace, step
+from layer_energy.training import EnergyProjector, interval, project_trace
 from layer_energy.training.baselines import (
     first_epoch_j,
     flops_proportional_j,
@@ -22,7 +22,8 @@ from layer_energy.training.baselines import (
     tdp_time_j,
 )
 from layer_energy.training.progress import EnergyProgress, track
-from layer_energy.training.step import stable_start, step_epoch_j, step_power_j
+from layer_energy.training.step import step_epoch_j, step_power_j
+from layer_energy.training.window import stable_start
 
 RECORDED = Path(__file__).parents[2] / "shared" / "external" / "delrey2024"
 
@@ -113,7 +114,7 @@ class TestLive:
         truth = 3000 + 9 * 1000
         assert projections[0].energy_j == 30000  # nothing better is known
         assert projections[0].low_j < truth < projections[0].high_j
-        assert "one epoch only" in projections[0].notes[0]
+        assert "1 of 10 epochs, start-up among them" in projections[0].notes[0]
         for p in projections[1:]:
             assert p.energy_j == pytest.approx(truth)
             assert p.low_j <= truth <= p.high_j
@@ -310,4 +311,4 @@ class TestRecordedRuns:
     def test_the_table_of_drift_is_that_of_the_runs(self, runs):
         from tests.benchmarks.step import calibrate, to_come_ratios
 
-        assert calibrate(map(to_come_ratios, runs)) == step.DRIFT
+        assert calibrate(map(to_come_ratios, runs)) == interval.DRIFT

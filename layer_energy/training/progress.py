@@ -9,8 +9,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from layer_energy.training.projection import Projection
 from layer_energy.training.projector import EnergyProjector
-from layer_energy.training.step import Projection
 from layer_energy.units import si
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from layer_energy.errors import InvalidInput, MeterError
 from layer_energy.meters.base import Meter, Reading
+from layer_energy.training.projection import Projection
 from layer_energy.training.replay import MIN_SAMPLES, block_epochs
-from layer_energy.training.step import FORMS, Blocks, Projection, project
+from layer_energy.training.step import FORMS, Blocks, project
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from layer_energy.errors import InvalidInput
-from layer_energy.training.step import Blocks, Projection, project
+from layer_energy.training.projection import Projection
+from layer_energy.training.step import Blocks, project
 from layer_energy.training.trace import PowerTrace
 
 MIN_SAMPLES = 4

@@ -3,7 +3,7 @@
 Run:  python tests/benchmarks/step.py --data FOLDER [--calibrate]
 
 FOLDER holds power_traces.parquet and power_traces_runs.csv of del Rey et al. (arXiv 2307.05520; 60
-runs, five networks on two GPUs). ``--calibrate`` prints layer_energy.training.step's table DRIFT.
+runs, five networks on two GPUs). ``--calibrate`` prints layer_energy.training.interval.DRIFT.
 Each interval is judged with that table made without the run, and without its network × GPU.
 """
 
@@ -21,8 +21,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from layer_energy.training import PowerTrace, Projection, project_trace, step
+from layer_energy.training import PowerTrace, Projection, interval, project_trace
 from layer_energy.training.baselines import first_epoch_j, green_algorithms_j, tdp_time_j
+from layer_energy.training.step import step_power_j
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 CALIBRATED = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5)
@@ -79,7 +80,7 @@ def papers_window(run: Run, share: float) -> float:
     end_s = run.trace.duration_s
     edges_s = np.minimum(np.array([share, share + 5 / run.epochs]) * end_s, end_s)
     window_w = float(run.trace.slices_j(edges_s)[0] / np.diff(edges_s)[0])
-    return step.step_power_j(window_w, end_s)
+    return step_power_j(window_w, end_s)
 
 
 METHODS: dict[str, Callable[[Run, float], float]] = {
@@ -106,7 +107,7 @@ def to_come_ratios(run: Run) -> dict[float, float]:
 def calibrate(ratios: Iterable[dict[float, float]]) -> dict[float, tuple[float, float]]:
     """The table DRIFT of these runs: split-conformal bounds that only narrow with the share."""
     rows = list(ratios)
-    rank = math.ceil((len(rows) + 1) * (1 + step.COVERAGE) / 2)
+    rank = math.ceil((len(rows) + 1) * (1 + interval.COVERAGE) / 2)
     table = {}
     low = high = 1.0
     for share in reversed(CALIBRATED):
@@ -122,7 +123,7 @@ def intervals(runs: list[Run], label: Callable[[Run], str]) -> dict[str, list[Pr
     projections = {}
     for run in runs:
         others = calibrate(ratios[o.name] for o in runs if label(o) != label(run))
-        with patch.object(step, "DRIFT", others):
+        with patch.object(interval, "DRIFT", others):
             projections[run.name] = [project_trace(run.trace, run.epochs, f) for f in SHARES]
     return projections
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from layer_energy.errors import LayerEnergyError
 from layer_energy.meters import Meter, open_meter
+from layer_energy.training.projection import Projection
 from layer_energy.training.projector import EnergyProjector
-from layer_energy.training.step import Projection
 
 READ_EVERY_S = 30.0
 """Counters wrap; within long epochs the meter is read this often."""

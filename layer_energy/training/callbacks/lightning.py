@@ -9,7 +9,7 @@ from typing import Any
 from layer_energy.errors import MissingPackage
 from layer_energy.meters import Meter
 from layer_energy.training.callbacks.base import EnergyHooks
-from layer_energy.training.step import Projection
+from layer_energy.training.projection import Projection
 
 try:
     from lightning.pytorch import Callback
