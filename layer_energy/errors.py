@@ -46,3 +46,7 @@ class OutOfMemory(MeasureError):
 
 class DeviceLost(LayerEnergyError):
     """The device or this process's context on it is gone; a new process may go on."""
+
+
+class MissingPackage(LayerEnergyError, ImportError):
+    """An optional package is not installed; the message says which to install."""

@@ -120,7 +120,7 @@ def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args
 
 def test_help_of_every_command_has_an_example(run):
     for command in (["predict"], ["collect"], ["merge"], ["fit"], ["evaluate", "networks"],
-                    ["evaluate", "layers"], ["profiles"], ["doctor"]):  # fmt: skip
+                    ["evaluate", "layers"], ["profiles"], ["doctor"], ["project"]):  # fmt: skip
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert "Example: layer-energy" in out
