@@ -9,11 +9,11 @@ import sys
 
 from rich.markup import escape
 
-from layer_energy.cli import collect, evaluate, predict, profiles
+from layer_energy.cli import calibrate, collect, evaluate, predict, profiles
 from layer_energy.cli.base import app, err
 from layer_energy.errors import LayerEnergyError
 
-__all__ = ["app", "collect", "evaluate", "main", "predict", "profiles"]
+__all__ = ["app", "calibrate", "collect", "evaluate", "main", "predict", "profiles"]
 
 
 def main() -> None:
