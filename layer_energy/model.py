@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from layer_energy.errors import DatasetError, InvalidInput, ProfileError
 from layer_energy.files import write_text_atomically
+from layer_energy.law import Law, work
 from layer_energy.layers.base import count
 from layer_energy.layers.memory import GENERIC
 from layer_energy.regressors import Features, Regressor, features, load, make
@@ -143,6 +145,7 @@ class EnergyModel:
         network_ratio: target → (low, high) quantiles of measured over predicted whole networks,
             empty where none were measured.
         networks: how many there were.
+        law: where only networks were measured as a whole, what prices every layer type instead.
     """
 
     device: dict[str, Any]
@@ -153,6 +156,7 @@ class EnergyModel:
     kinds: dict[str, KindModel]
     network_ratio: dict[str, tuple[float, float]] = field(default_factory=dict)
     networks: int = 0
+    law: Law | None = None
 
     @classmethod
     def fit(cls, dataset: Dataset, regressor: str = "hybrid") -> EnergyModel:
@@ -218,14 +222,22 @@ class EnergyModel:
     @property
     def dtypes(self) -> list[str]:
         """Dtypes that have fitted layer types."""
+        if self.law is not None:
+            return self.law.dtypes
         return sorted({key.split("/")[1] for key in self.kinds})
 
     def price(self, workloads: Sequence[Workload]) -> dict[Workload, Estimate]:
         """Estimate one execution of each distinct workload.
 
+        Args:
+            workloads: give all calls of a network, repetitions included: a profile with a law
+                shares the time in which the device waits for the host among them.
+
         Raises:
             ProfileError: if the profile knows nothing that could price a workload.
         """
+        if self.law is not None:
+            return _price_by_law(self.law, Counter(workloads))
         groups: dict[str, list[tuple[Workload, Workload]]] = {}
         for workload in dict.fromkeys(workloads):
             priced_as = self._stand_in(workload)
@@ -301,6 +313,7 @@ class EnergyModel:
             "assumptions": list(self.assumptions),
             "networks": {"count": self.networks, "ratio": self.network_ratio},
             "kinds": {key: model.to_dict() for key, model in self.kinds.items()},
+            **({"law": self.law.to_dict()} if self.law else {}),
         }
         text = json.dumps(_rounded(state), separators=(",", ":"), allow_nan=False)
         # one layer type a line: differences between two profiles can be read
@@ -341,6 +354,7 @@ class EnergyModel:
                 kinds={key: KindModel.from_dict(v) for key, v in state["kinds"].items()},
                 network_ratio=ratio,
                 networks=int(state["networks"]["count"]),
+                law=Law.from_dict(state["law"]) if "law" in state else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ProfileError(
@@ -380,6 +394,20 @@ def find_profile(profile: str | Path) -> Path:
             "path to a .json file made by `layer-energy fit` works too"
         )
     return shipped
+
+
+def _price_by_law(law: Law, calls: Counter[Workload]) -> dict[Workload, Estimate]:
+    """Intervals: the law knows errors of networks; ``OUTSIDE_FACTOR`` is assumed for layers."""
+    energy_j, time_s = law.price(work(list(calls)), np.array(list(calls.values()), dtype=float))
+    estimates = {}
+    for workload, joules, seconds in zip(calls, energy_j.tolist(), time_s.tolist(), strict=True):
+        outside = law.outside(workload)
+        widening = OUTSIDE_FACTOR * (OUTSIDE_FACTOR if outside else 1.0)
+        factor = math.exp(law.half_width[0] * widening)
+        estimates[workload] = Estimate(
+            joules, seconds, joules / factor, joules * factor, not outside, True, outside
+        )
+    return estimates
 
 
 def _key(workload: Workload) -> str:

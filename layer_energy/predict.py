@@ -91,7 +91,6 @@ def predict_energy(
             "them by the bytes they move, or register and measure a layer type for them"
         )
     floats = [c.workload.dtype for c in calls if c.workload.dtype in _FLOATS]
-    dataset = prices.dataset
     return EnergyReport(
         model=name or trace.model,
         device=prices.device["slug"],
@@ -108,9 +107,16 @@ def predict_energy(
         network_ratio=prices.network_ratio,
         networks=prices.networks,
         assumptions=[*trace.notes, *prices.assumptions],
-        source=f"{dataset.get('rows', 0)} rows of dataset {dataset.get('name')}, "
-        f"torch {prices.device['details'].get('torch', '?')}, {dataset.get('finished', '')[:10]}",
+        source=_source(prices),
     )
+
+
+def _source(prices: EnergyModel) -> str:
+    dataset, torch = prices.dataset, prices.device["details"].get("torch")
+    parts = [f"{dataset.get('rows', 0)} rows of dataset {dataset.get('name')}"]
+    parts += [f"torch {torch}"] if torch else []
+    parts += [dataset["finished"][:10]] if "finished" in dataset else []
+    return ", ".join(parts)
 
 
 def _profile(device: str | Path | None) -> EnergyModel:

@@ -9,11 +9,20 @@ import sys
 
 from rich.markup import escape
 
-from layer_energy.cli import collect, evaluate, predict, profiles, project
+from layer_energy.cli import calibrate, collect, evaluate, predict, profiles, project
 from layer_energy.cli.base import app, err
 from layer_energy.errors import LayerEnergyError
 
-__all__ = ["app", "collect", "evaluate", "main", "predict", "profiles", "project"]
+__all__ = [
+    "app",
+    "calibrate",
+    "collect",
+    "evaluate",
+    "main",
+    "predict",
+    "profiles",
+    "project",
+]
 
 
 def main() -> None:

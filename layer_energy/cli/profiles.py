@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from layer_energy.cli.base import DatasetFolder, Json, app, err, out, parse_device, print_json
 from layer_energy.errors import InvalidInput, LayerEnergyError
@@ -67,9 +67,17 @@ def profiles(as_json: Json = False) -> None:
             }
         )
         return
-    table = Table("profile", "device", "joules", "dtypes", "layer types", "rows", "networks")
+    table = Table(
+        Column("profile", no_wrap=True),
+        "device",
+        "joules",
+        "dtypes",
+        "layer types",
+        "rows",
+        "networks",
+    )
     for name, m in models.items():
-        kinds = {key.split("/")[0] for key in m.kinds}
+        kinds = m.law.kinds if m.law else {key.split("/")[0] for key in m.kinds}
         table.add_row(
             name,
             m.device["name"],
