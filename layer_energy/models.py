@@ -63,8 +63,10 @@ def default_input(name: str) -> tuple[int, ...] | None:
     """``(channels, height, width)`` of a torchvision classifier's best weights, else ``None``."""
     if ":" in name:
         return None
-    from torchvision import models
-
+    try:
+        from torchvision import models
+    except ImportError:
+        return None
     try:
         weights = models.get_model_weights(name)
         crop = weights.DEFAULT.transforms().crop_size
@@ -75,7 +77,12 @@ def default_input(name: str) -> tuple[int, ...] | None:
 
 
 def _torchvision(name: str) -> Callable[[], Any]:
-    from torchvision import models
+    try:
+        from torchvision import models
+    except ImportError:
+        raise InvalidInput(
+            f"{name} is looked for in torchvision, which is not installed: pip install torchvision"
+        ) from None
 
     if name not in models.list_models():
         near = difflib.get_close_matches(name, models.list_models(), 3, 0.5)

@@ -363,7 +363,7 @@ class TestOpening:
             open_meter(root=tmp_path)
 
     def test_wrong_name_lists_the_valid_ones(self) -> None:
-        with pytest.raises(InvalidInput, match="auto, estimated, nvml, rapl, replay, simulated"):
+        with pytest.raises(InvalidInput, match="auto, estimated, nvml, rapl, replay, sim"):
             open_meter("raple")
 
     def test_wrong_options_are_refused(self) -> None:

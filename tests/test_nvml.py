@@ -1,10 +1,19 @@
 """The NVML sensor and meter, against a stand-in for ``pynvml`` whose truth is known."""
 
+from types import SimpleNamespace
+
 import pynvml
 import pytest
 
 from layer_energy.errors import DeviceLost, InvalidInput, MeterError
-from layer_energy.meters import NvmlMeter, NvmlSensor, average_power_w, check_meter, open_meter
+from layer_energy.meters import (
+    NvmlMeter,
+    NvmlSensor,
+    ZeusMeter,
+    average_power_w,
+    check_meter,
+    open_meter,
+)
 from layer_energy.meters import nvml as module
 from layer_energy.meters.nvml import AssumedSensor
 from layer_energy.meters.simulated import VirtualClock
@@ -206,6 +215,43 @@ class TestMeter:
 
     def test_is_not_taken_for_a_cpus_joules(self):
         assert open_meter("auto").name in ("rapl", "estimated")
+
+
+class Monitor:
+    """A ``ZeusMonitor`` of 100 W."""
+
+    def __init__(self, clock, soc=False):
+        self._clock, self._soc = clock, soc
+
+    def begin_window(self, key, sync_execution):
+        self._start_s = self._clock()
+
+    def end_window(self, key, sync_execution):
+        joules = 100.0 * (self._clock() - self._start_s)
+        apple = SimpleNamespace(gpu_mj=600 * joules, cpu_total_mj=400 * joules, dram_mj=None)
+        gpus = {} if self._soc else {0: 0.7 * joules, 1: 0.3 * joules}
+        return SimpleNamespace(gpu_energy=gpus, soc_energy=apple if self._soc else None)
+
+
+class TestZeus:
+    @pytest.mark.parametrize("soc", [False, True])
+    def test_adds_up_the_windows(self, soc):
+        clock = VirtualClock()
+        meter = ZeusMeter(Monitor(clock, soc), clock)
+        first = meter.read()
+        for _ in range(3):
+            clock.advance(2.0)
+            last = meter.read()
+        assert last.energy_j - first.energy_j == pytest.approx(600.0)
+        check_meter(ZeusMeter(Monitor(clock, soc), clock))
+
+    def test_nothing_to_see_is_an_error(self):
+        blind = SimpleNamespace(
+            begin_window=lambda *a, **k: None,
+            end_window=lambda *a, **k: SimpleNamespace(gpu_energy={}, soc_energy=None),
+        )
+        with pytest.raises(MeterError, match="neither a GPU nor"):
+            ZeusMeter(blind)
 
 
 class _NoThread:

@@ -14,6 +14,7 @@ from layer_energy.meters.nvml import NvmlMeter, NvmlSensor
 from layer_energy.meters.rapl import RaplMeter
 from layer_energy.meters.replay import ReplayMeter
 from layer_energy.meters.simulated import SimulatedMeter, VirtualClock
+from layer_energy.meters.zeus import ZeusMeter
 
 __all__ = [
     "EstimatedMeter",
@@ -25,6 +26,7 @@ __all__ = [
     "ReplayMeter",
     "SimulatedMeter",
     "VirtualClock",
+    "ZeusMeter",
     "average_power_w",
     "check_meter",
     "meters",
