@@ -8,6 +8,7 @@ come between the blocks, so that they are measured under the same conditions.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections import Counter, deque
@@ -19,7 +20,14 @@ from typing import Any
 
 from layer_energy.datapackage import PACKAGE
 from layer_energy.dataset import Dataset
-from layer_energy.errors import DatasetError, DeviceLost, DroppedInterval, MeasureError
+from layer_energy.errors import (
+    DatasetError,
+    DeviceLost,
+    DroppedInterval,
+    LayerEnergyError,
+    MeasureError,
+    MeterError,
+)
 from layer_energy.journal import Journal
 from layer_energy.measure import Bench
 from layer_energy.networks import layers_of, measure_network, with_floor
@@ -39,6 +47,9 @@ SUSPECT_ROUNDS = 2
 
 TRIES = 3
 """Of a row that fails a health check."""
+
+NETWORK_STARTS = 2
+"""A network begun this often without a result is not tried again."""
 
 FATAL_STARTS = 3
 """A row during which the process died this often is not tried again."""
@@ -130,9 +141,12 @@ def collect(
             run.rows_and_networks(on_row)
         except OSError as error:
             raise _rescued(error, run, identity) from error
+        finally:  # time on a GPU is dear: whatever there is becomes a dataset, however it ended
+            if plan.fills_budget and journal.rows:
+                run.dataset(identity).save(out)
         summary = run.summary
         summary.saved = summary.complete or (plan.fills_budget and run.out_of_time)
-        if summary.saved:
+        if summary.complete:
             run.dataset(identity).save(out)
     if summary.complete:
         (out / JOURNAL_NAME).unlink()
@@ -159,7 +173,12 @@ class _Run:
         self.summary = Summary(len(plan.jobs), resumed=len(done), lost_lines=journal.dropped)
         self.queue = deque(i for i in range(len(plan.jobs)) if i not in done)
         measured = {_network_key(n) for n in journal.networks}
-        self._networks = deque(n for n in plan.networks if _job_key(n) not in measured)
+        begun = journal.networks_begun
+        self._networks = deque(
+            job
+            for job in plan.networks
+            if (key := _job_key(job)) not in measured and begun[key] < NETWORK_STARTS
+        )
         self._tries: Counter[int] = Counter()
         self._suspected: Counter[int] = Counter()
         self._networks_s = 0.0
@@ -178,7 +197,7 @@ class _Run:
                     block.append(row_id)
                     if not self._suspected[row_id]:
                         on_row(row)
-            if block and self._bench.drifted():
+            if block and self._drifted():
                 self._suspect(block)
             while self._networks_lag():
                 self._next_network()
@@ -242,11 +261,13 @@ class _Run:
                 self.queue.append(row_id)
                 return None
             return self._failed(row_id, job, "dropped", str(error))
-        except MeasureError as error:
-            return self._failed(row_id, job, "unmeasurable", str(error))
         except DeviceLost as error:
             self._failed(row_id, job, "device_lost", str(error))
             raise
+        except (MeterError, OSError):
+            raise
+        except Exception as error:  # one bad layer must not end a campaign
+            return self._failed(row_id, job, "unmeasurable", _told(error))
         self._journal.append(row)
         self.summary.measured += 1
         return row
@@ -259,6 +280,12 @@ class _Run:
         )  # fmt: skip
         self._journal.append(row)
         return row
+
+    def _drifted(self) -> bool:
+        try:
+            return self._bench.drifted()
+        except MeasureError:
+            return True  # a reference that fails is no sign of health
 
     def _suspect(self, block: Sequence[int]) -> None:
         """Flag a block and measure it again: at the end, or at once if there may be no end."""
@@ -276,14 +303,17 @@ class _Run:
 
     def _next_network(self) -> None:
         job, started_s = self._networks.popleft(), self._clock()
+        self._journal.begin_network(_job_key(job))
         for _ in range(TRIES):
             try:
                 network = measure_network(job, self._bench)
             except DroppedInterval as error:
                 self.summary.dropped += 1
                 reason = str(error)
-            except MeasureError as error:
-                self.summary.failed.append(f"{job.model}: {error}")
+            except (DeviceLost, MeterError, OSError):
+                raise
+            except Exception as error:  # nor must one bad network
+                self.summary.failed.append(f"{job.model}: {_told(error)}")
                 break
             else:
                 self._journal.append_network(network)
@@ -315,13 +345,19 @@ def _with_floors(
         for row in rows
         if "validation" in row.flags and row.time_s > 0
     }
-    exact = {_job_key(job): job for job in jobs if job.exact}
+    needed = {}
+    for job in jobs if known else ():
+        if job.exact:
+            with contextlib.suppress(LayerEnergyError):  # it was measured; its floor can be missed
+                needed[_job_key(job)] = layers_of(job)
     return [
-        with_floor(network, layers_of(exact[_network_key(network)]), known)
-        if _network_key(network) in exact
-        else network
-        for network in networks
+        with_floor(network, needed.get(_network_key(network), {}), known) for network in networks
     ]
+
+
+def _told(error: Exception) -> str:
+    text = str(error)
+    return text if isinstance(error, LayerEnergyError) else f"{type(error).__name__}: {text}"
 
 
 def _job_key(job: NetworkJob) -> tuple[str, int, str, str]:

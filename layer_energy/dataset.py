@@ -55,7 +55,7 @@ _ORIGIN = (
 _CONDITIONS = tuple(
     Column(name, "string" if name == "energy_source" else "number", description, optional=True)
     for name, description in (
-        ("energy_source", "counter, instant power or average power"),
+        ("energy_source", "counter, instant power, average power or assumed power"),
         ("burst_time_s", "time per execution in the first milliseconds [s]"),
         ("host_time_s", "time of the host per eager execution [s]"),
         ("idle_power_w", "power of the device, ready and without work [W]"),
@@ -223,7 +223,10 @@ def merge(datasets: Iterable[Dataset]) -> Dataset:
     shards: list[dict[str, Any]] = []
     for dataset in datasets:
         own = dataset.provenance.get("shards", [dataset.provenance])
-        names = {str(shard.get("shard")) for shard in own}
+        names = {
+            " ".join(str(shard[key]) for key in ("mode", "seed", "shard") if key in shard)
+            for shard in own
+        }
         rows = {(name, m.row_id) for name in names for m in dataset.measurements}
         twice = sorted(seen & rows)
         if twice:

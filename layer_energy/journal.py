@@ -31,6 +31,7 @@ class Journal:
     Attributes:
         rows: row_id → measurement; of several rows with one row_id the last counts.
         networks: whole networks, in the order they were measured.
+        networks_begun: key → how often a network's measurement began.
         deaths: row_id → how often the process died while it was being measured.
         dropped: lines that were corrupt or cut short, and are ignored.
         duplicates: rows that a later one with the same row_id replaced.
@@ -49,6 +50,7 @@ class Journal:
         self.path = Path(path)
         self.rows: dict[int, Measurement] = {}
         self.networks: list[NetworkMeasurement] = []
+        self.networks_begun: Counter[tuple[Any, ...]] = Counter()
         self.deaths: Counter[int] = Counter()
         self._in_flight: int | None = None  # the row during which the last process died
         self._current: int | None = None
@@ -94,6 +96,11 @@ class Journal:
         """Note that a row is being measured: who dies now, dies of it."""
         self._current = row_id
         self._write(_line("begin", row_id))
+
+    def begin_network(self, key: tuple[Any, ...]) -> None:
+        """Note that a network is being measured."""
+        self.networks_begun[key] += 1
+        self._write(_line("begin_network", list(key)))
 
     def _write(self, line: bytes) -> None:
         self._file.write(line)
@@ -146,6 +153,8 @@ class Journal:
                 self._in_flight = None
             elif (row_id := _value("begin", line)) is not None:
                 self._in_flight = row_id
+            elif (key := _value("begin_network", line)) is not None:
+                self.networks_begun[tuple(key)] += 1
             elif _value("end", line) is not None:
                 self._in_flight = None
             else:

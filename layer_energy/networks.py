@@ -145,7 +145,7 @@ def with_floor(
     known: dict[Workload, tuple[float, float]],
 ) -> NetworkMeasurement:
     """Add the sum of a network's layers, if every one is among the ``(time_s, energy_j)`` known."""
-    if not needed.keys() <= known.keys():
+    if not needed or not needed.keys() <= known.keys():
         return network
     return replace(
         network,

@@ -104,8 +104,8 @@ class Conditions:
     """The state of a GPU while a row was measured.
 
     Attributes:
-        energy_source: where the joules came from: ``"counter"``, ``"instant power"`` or
-            ``"average power"``.
+        energy_source: where the joules came from: ``"counter"``, ``"instant power"``,
+            ``"average power"`` or ``"assumed power"``.
         burst_time_s: seconds per execution in the first milliseconds, before power capping.
         host_time_s: seconds of the host per eager execution; ``None`` if not measured.
         idle_power_w: power of the device, ready and without work, last time it was measured.
@@ -125,9 +125,9 @@ class Conditions:
     power_cap_s: float
 
 
-UNUSABLE_FLAGS = frozenset({"failed", "too_slow", "hot", "autotuned", "validation"})
+UNUSABLE_FLAGS = frozenset({"failed", "too_slow", "hot", "autotuned", "launch_bound", "validation"})
 """Flags of rows that no regressor is fitted on: without result, of another state than that of
-layers in a network by default, or kept to judge."""
+layers in a network by default, slowed by the host, or kept to judge."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,11 +141,14 @@ class TestCampaign:
         assert len(Dataset.load(tmp_path).measurements) == summary.measured + again.measured
 
     def test_networks_get_the_floor_of_their_layers(self, tmp_path):
-        _, bench = virtual_bench()
-        exact = [Job(work, ("validation",)) for work in layers_of(RESNET)]
+        gpu, bench = virtual_bench()
+        needed = layers_of(RESNET)
+        exact = [Job(work, ("validation",)) for work in needed]
         collect(tmp_path, bench, Plan(tuple(exact), (RESNET,)))
         network = Dataset.load(tmp_path).networks[0]
-        assert network.layers_energy_j == pytest.approx(network.energy_j, rel=0.01)
+        truth_j = sum(times * gpu.truth.of(work)[1] for work, times in needed.items())
+        assert network.layers_energy_j == pytest.approx(truth_j, rel=0.01)
+        assert network.energy_j > 2 * truth_j  # so small a network waits for its host
         assert Dataset.load(tmp_path).of("conv2d") == []
 
     def test_a_network_whose_package_is_missing_is_told_and_skipped(self, tmp_path):

@@ -10,6 +10,7 @@ from layer_energy.errors import DeviceLost, InvalidInput, MeasureError, OutOfMem
 from layer_energy.layers import kinds, layer_type, workload
 from layer_energy.measure import cuda
 from layer_energy.measure.cuda import CudaGpu
+from layer_energy.measure.layer import _fill
 from layer_energy.workload import Workload
 
 RELU = workload("relu", elements=1000, in_place=0)
@@ -39,10 +40,11 @@ class Runtime:
     OutOfMemoryError = torch.OutOfMemoryError
     Event = Event
 
-    def __init__(self, capturable=True):
-        self.capturable = capturable
-        self.lost = False
-        self.captured = []
+    def __init__(self):
+        self.lost = self.broken = False
+        self.capturing = None
+        self.poisoned = []
+        self.replayed = 0
 
     def is_available(self):
         return True
@@ -79,15 +81,22 @@ class Runtime:
         runtime = self
 
         class Graph:
+            """Like torch's: a pool that a failed capture recorded to refuses the next one."""
+
             def capture_begin(self, pool):
-                if not runtime.capturable:
-                    raise RuntimeError("operation not permitted when stream is capturing")
+                if pool in runtime.poisoned:
+                    raise RuntimeError("already recording to mempool_id")
+                runtime.capturing = pool
 
             def capture_end(self):
-                pass
+                pool, runtime.capturing = runtime.capturing, None
+                if runtime.broken:
+                    runtime.broken = False
+                    runtime.poisoned.append(pool)
+                    raise RuntimeError("CUDA error: operation failed due to a previous error")
 
             def replay(self):
-                runtime.captured.append(1)
+                runtime.replayed += 1
 
         return Graph()
 
@@ -126,7 +135,7 @@ def test_every_layer_type_becomes_a_program(gpu, kind):
     program.submit()
     assert program.executions >= 1
     assert program.pending() == 0
-    assert len(program.completions_s()) == 2
+    assert len(program.completions_s()) == 1
     assert program.host_time_s > 0
     program.close()
 
@@ -164,11 +173,69 @@ def test_precision_is_set_explicitly(gpu, dtype, tf32):
     assert torch.backends.cudnn.allow_tf32 is tf32
 
 
-def test_what_cannot_be_captured_runs_eagerly_and_says_so():
-    program = CudaGpu(0, Runtime(capturable=False), "cpu").load(RELU, submission_s=1e-4)
+class Uncapturable(torch.nn.Module):
+    """Synchronises, which a capture does not survive."""
+
+    def __init__(self, runtime, error):
+        super().__init__()
+        self.runtime, self.error = runtime, error
+
+    def forward(self, x):
+        if self.runtime.capturing is not None:
+            self.runtime.broken = True
+            raise self.error
+        return x.relu_()
+
+
+@pytest.fixture
+def uncapturable(gpu, monkeypatch):
+    def use(error):
+        module = Uncapturable(gpu._runtime, error)
+        monkeypatch.setattr(
+            layer_type("relu"), "build", lambda p: (module, (torch.empty(p["elements"]),))
+        )
+
+    return use
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_spoils_nothing(gpu, uncapturable):
+    uncapturable(RuntimeError("operation not permitted when stream is capturing"))
+    program = gpu.load(RELU, submission_s=1e-4)
     assert program.flags == ("launch_bound",)
+    assert program.host_bound
     program.submit()
-    assert len(program.completions_s()) == 2
+    assert len(program.completions_s()) == 1
+    gelu = gpu.load(workload("gelu", elements=1000, in_place=0), submission_s=1e-4)
+    assert gelu.flags == ()
+    replayed = gpu._runtime.replayed
+    gelu.submit()
+    assert gpu._runtime.replayed == replayed + 1
+
+
+def test_short_memory_while_capturing_is_short_memory(gpu, uncapturable):
+    uncapturable(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemory):
+        gpu.load(RELU)
+
+
+def test_an_error_of_a_submission_is_not_the_end_of_the_device(gpu):
+    program = gpu.load(RELU, submission_s=1e-4)
+    program._run = _fails
+    with pytest.raises(MeasureError, match="an operator's own"):
+        program.submit()
+    gpu._runtime.lost = True
+    with pytest.raises(DeviceLost):
+        program.submit()
+
+
+def _fails():
+    raise RuntimeError("an operator's own")
+
+
+def test_weights_that_share_one_storage_are_filled():
+    flat = torch.zeros(10)
+    _fill(flat[4:])
+    assert flat.count_nonzero() == 10
 
 
 def test_an_error_that_stays_means_the_device_is_lost(gpu, monkeypatch):
@@ -217,5 +284,5 @@ def test_a_model_runs_eagerly(gpu, dtype, training):
 def test_a_closed_program_cannot_be_submitted(gpu):
     program = gpu.load(RELU, submission_s=1e-4)
     program.close()
-    with pytest.raises(AssertionError, match="closed"):
+    with pytest.raises(MeasureError, match="closed"):
         program.submit()

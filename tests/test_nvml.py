@@ -182,6 +182,22 @@ class TestFaults:
             for _ in range(60):
                 reader.sample()
 
+    def test_an_error_of_one_field_is_retried_like_one_of_the_call(self, board):
+        reader = sensor(board)
+        original, failures = board.nvmlDeviceGetFieldValues, iter([83, 83])
+
+        def flaky(handle, wanted):
+            values = original(handle, wanted)
+            bad = next(failures, None)
+            for value in values:
+                if value.fieldId == bad:
+                    value.nvmlReturn = pynvml.NVML_ERROR_UNKNOWN
+            return values
+
+        board.nvmlDeviceGetFieldValues = flaky
+        assert reader.sample().energy_j is not None
+        assert next(failures, "used up") == "used up"
+
     @pytest.mark.parametrize("code", ["NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED"])
     def test_a_lost_gpu_is_not_retried(self, board, code):
         reader = sensor(board)

@@ -71,3 +71,15 @@ def test_leaves_the_first_ctrl_c_to_the_worker(tmp_path):
     assert process.wait(timeout=20) == 3
     assert time.monotonic() - start < 20
     process.stdout.close()
+
+
+def test_a_worker_that_hangs_is_ended_and_none_is_started_at_the_end(monkeypatch):
+    monkeypatch.setattr("layer_energy.supervisor.GRACE_S", 0.5)
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    start = time.monotonic()
+    assert supervise(lambda: sleeper, lambda: 0, start) == STOPPED
+    assert time.monotonic() - start < 20
+    lost = [sys.executable, "-c", f"import sys; sys.exit({LOST})"]
+    progress = iter(range(100))
+    assert supervise(lambda: lost, lambda: next(progress), time.monotonic() + 30) == STOPPED
+    assert next(progress) == 1

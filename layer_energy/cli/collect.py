@@ -71,17 +71,16 @@ def collect(
     """Measure random layers on this machine and write a dataset. Ctrl-C stops after the row."""
     started_s = time.perf_counter()
     kind, index = parse_device(device)
-    if kind == "cpu":
-        plan = _cpu_plan(rows, seed)
-    else:
+    if kind != "cpu":
         minutes = GPU_MINUTES if minutes is None else minutes
-        plan = _gpu_plan(rows, shard, mode, seed)
+    if kind == "cuda" and not worker and not dry_run:
+        check_writable(folder)
+        raise typer.Exit(_supervised(folder, minutes or 0.0, started_s))
+    plan = _cpu_plan(rows, seed) if kind == "cpu" else _gpu_plan(rows, shard, mode, seed)
     if dry_run:
         _show_plan(plan, kind, minutes, as_json)
         return
     check_writable(folder)
-    if kind == "cuda" and not worker:
-        raise typer.Exit(_supervised(folder, 60 * (minutes or 0.0)))
 
     def bench() -> Bench:
         if kind == "cpu":
@@ -150,23 +149,29 @@ def _gpu_bench(kind: str, index: int, max_power_w: float | None) -> Bench:
         return GpuBench(*open_gpu(kind, index, layers, max_power_w))
 
 
-def _supervised(folder: Path, budget_s: float) -> int:
+def _supervised(folder: Path, minutes: float, started_s: float) -> int:
     """Run this very command as a worker, again and again if it loses its device."""
     from layer_energy.supervisor import supervise
 
     journal = folder / "journal.jsonl"
-    end_s = time.perf_counter() + budget_s
+    deadline_s = time.monotonic() + 60 * minutes - (time.perf_counter() - started_s)
 
     def command() -> list[str]:
-        left = f"{max(0.0, end_s - time.perf_counter()) / 60:.4f}"
+        left = f"{max(0.0, deadline_s - time.monotonic()) / 60:.4f}"
         worker = ["--worker", "--minutes", left]  # of options given twice the last one counts
         return [sys.executable, "-m", "layer_energy", *sys.argv[1:], *worker]
 
-    return supervise(
+    def measured() -> int:
+        lines = journal.read_bytes().split(b"\n") if journal.exists() else []
+        return sum(b'"row":' in line and b'"failed"' not in line for line in lines)
+
+    code = supervise(
         command,
-        progress=lambda: journal.stat().st_size if journal.exists() else 0,
+        measured,
+        deadline_s,
         on_restart=lambda code: err.print(f"the worker ended with {code}; starting a new one"),
     )
+    return code if code >= 0 else 128 - code  # as shells tell of a signal
 
 
 def _run(

@@ -7,6 +7,7 @@ stores the answer with its data.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from layer_energy.meters.nvml import (
 
 MIN_UPDATES = 5
 DEFAULT_PERIOD_S = 0.1
+CONTINUOUS_S = 5e-3
 STEPS = 6
 PHASES = 5
 MIN_SETTLE_S = 0.045
@@ -65,6 +67,7 @@ class Calibration:
         counter_over_power: joules counted over instant power × time; ``None`` without both.
         idle_power_w: power of the device, ready and without work.
         load_power_w: power under the reference load.
+        always_slowed: the slow-down times for heat or power brake advance all the time.
         warnings: sentences about what is not as it should be.
     """
 
@@ -78,6 +81,7 @@ class Calibration:
     counter_over_power: float | None
     idle_power_w: float
     load_power_w: float
+    always_slowed: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -107,8 +111,36 @@ def _assumed(sensor: AssumedSensor) -> Calibration:
         f"{sensor.reason}"
     )
     return Calibration(
-        ASSUMED_POWER, 0.1, 0.0, 0.0, 0.0, MIN_SETTLE_S, False, None, idle_w, load_w, (warning,)
-    )
+        ASSUMED_POWER, DEFAULT_PERIOD_S, 0.0, 0.0, 0.0, MIN_SETTLE_S, False, None, idle_w, load_w,
+        warnings=(warning,),
+    )  # fmt: skip
+
+
+class _Step:
+    """A step of power from idle to load, as the counter's updates show it."""
+
+    def __init__(self, start_s: float, idle_w: float, edges: list[Edge]) -> None:
+        self.start_s, self.idle_w = start_s, idle_w
+        self._edges = edges
+        self._powers = [_power_w(a, b) for a, b in itertools.pairwise(edges)]
+        self.tail = self._powers[len(self._powers) // 2 :]
+        self.load_w = statistics.median(self.tail)
+
+    def lag_s(self) -> float:
+        """How much later than the step the counter's joules begin to grow faster."""
+        step_w = self.load_w - self.idle_w
+        missing_s = sum(
+            (self.load_w - power_w) / step_w * (b.time_s - a.time_s)
+            for power_w, (a, b) in zip(self._powers, itertools.pairwise(self._edges), strict=True)
+        )
+        return missing_s - (self.start_s - self._edges[0].time_s)
+
+    def settles_s(self, accuracy: float, noise_w: float) -> float:
+        """From the step to the begin of the last interval that is still unsettled."""
+        settled_w = max(accuracy * (self.load_w - self.idle_w), noise_w)
+        away_w = [abs(power_w - self.load_w) for power_w in self._powers]
+        settled = next((i for i, away in enumerate(away_w) if away <= settled_w), len(away_w))
+        return self._edges[max(0, settled - 1)].time_s - self.start_s
 
 
 class _Calibrator:
@@ -120,26 +152,27 @@ class _Calibrator:
 
     def run(self) -> Calibration:
         self._pump.until(self._gpu.clock() + 1.0)
+        before = self._sensor.sample()
         period_s, jitter_s, read_s = self._beat()
         ratio, load_w = self._agreement(period_s)
-        if self._source != COUNTER:
-            settle_s = {INSTANT_POWER: 0.15, AVERAGE_POWER: 1.1}[self._source]
-            idle_w = self._idle_power_w(settle_s)
-            if not load_w > idle_w:
-                raise MeterError(
-                    f"the {self._source} of {self._sensor.name} is {load_w:.0f} W under load and "
-                    f"{idle_w:.0f} W without: nothing can be measured with it"
-                )
-            return Calibration(
-                self._source, period_s, jitter_s, read_s, settle_s, settle_s, False, ratio, idle_w,
-                load_w, tuple(self._warnings),
-            )  # fmt: skip
-        lag_s, settle_s = self._steps(period_s, read_s)
-        part_time = self._part_time(period_s, lag_s)
+        slowed = self._sensor.sample().thermal_s > before.thermal_s
+        if slowed:
+            self._warnings.append("heat or the power brake slow this GPU down under any load")
+        if self._source == COUNTER:
+            lag_s, settle_s = self._steps(period_s, read_s)
+            part_time = self._part_time(period_s, lag_s)
+        else:
+            lag_s = settle_s = {INSTANT_POWER: 0.15, AVERAGE_POWER: 1.1}[self._source]
+            part_time = False
         idle_w = self._idle_power_w(settle_s)
+        if not load_w > idle_w:
+            raise MeterError(
+                f"the {self._source} of {self._sensor.name} is {load_w:.0f} W under load and "
+                f"{idle_w:.0f} W without: nothing can be measured with it"
+            )
         return Calibration(
-            COUNTER, period_s, jitter_s, read_s, lag_s, settle_s, part_time, ratio, idle_w, load_w,
-            tuple(self._warnings),
+            self._source, period_s, jitter_s, read_s, lag_s, settle_s, part_time, ratio, idle_w,
+            load_w, slowed, tuple(self._warnings),
         )  # fmt: skip
 
     def _beat(self) -> tuple[float, float, float]:
@@ -152,6 +185,8 @@ class _Calibrator:
             return DEFAULT_PERIOD_S, 0.0, statistics.median(reads)
         times = np.array([edge.time_s for edge in edges])
         period_s = float(np.median(np.diff(times)))
+        if period_s < CONTINUOUS_S:  # as good as continuous: look at it now and then
+            return DEFAULT_PERIOD_S / 5, 0.0, statistics.median(reads)
         beats = np.round((times - times[0]) / period_s)
         slope, start = np.polyfit(beats, times, 1)
         low, high = np.quantile(times - (start + slope * beats), (0.05, 0.95))
@@ -176,29 +211,32 @@ class _Calibrator:
 
     def _steps(self, period_s: float, read_s: float) -> tuple[float, float]:
         """Lag and settling time, from steps of power at ``STEPS`` phases of the beat."""
-        lags, dirty = [], [0.0]
-        settled = max(SETTLED, 3 * read_s / period_s)
-        for step in range(STEPS):
-            pause_s = 0.2 + period_s * (2 + step / STEPS)
-            off, _ = self._watch(pause_s, self._idle, fast=True)
-            start_s = self._gpu.clock()
-            on, _ = self._watch(0.2 + 3 * period_s, self._pump, fast=True)
-            edges = [off[-1], *on]
-            idle_w = _power_w(*off[-2:])
-            powers = [_power_w(a, b) for a, b in zip(edges, on, strict=False)]
-            load_w = statistics.fmean(powers[-2:])
-            missing_s = sum(
-                (load_w - p) / (load_w - idle_w) * (b.time_s - a.time_s)
-                for p, a, b in zip(powers, edges, on, strict=False)
+        steps = [self._step(period_s, phase / STEPS) for phase in range(STEPS)]
+        noise_w = statistics.median(abs(p - step.load_w) for step in steps for p in step.tail)
+        accuracy = max(SETTLED, 3 * read_s / period_s)
+        settles_s = [step.settles_s(accuracy, 5 * noise_w) for step in steps]
+        lag_s = statistics.median(step.lag_s() for step in steps)
+        settle_s = max(MIN_SETTLE_S, lag_s + 2e-3, max(settles_s) + period_s / STEPS + 2e-3)
+        longest_s = MIN_SETTLE_S + abs(lag_s) + 2 * period_s
+        if settle_s > longest_s:
+            self._warnings.append(
+                f"power under load takes {settle_s:.2f} s to settle; {longest_s:.2f} s are waited"
             )
-            lags.append(missing_s - (start_s - off[-1].time_s))
-            dirty += [
-                a.time_s - start_s
-                for p, a in zip(powers, edges, strict=False)
-                if abs(p - load_w) > settled * abs(load_w - idle_w)
-            ]
-        lag_s = statistics.fmean(lags)
-        return lag_s, max(MIN_SETTLE_S, lag_s + 2e-3, max(dirty) + period_s / STEPS + 2e-3)
+        return lag_s, min(settle_s, longest_s)
+
+    def _step(self, period_s: float, phase: float) -> _Step:
+        off, _ = self._watch(0.2 + period_s * (2 + phase), self._idle, fast=True)
+        start_s = self._gpu.clock()
+        on, _ = self._watch(0.2 + 4 * period_s, self._pump, fast=True)
+        if len(off) < 2 or len(on) < 4:
+            raise MeterError("the energy counter stopped changing during the calibration")
+        step = _Step(start_s, _power_w(*off[-2:]), [off[-1], *on])
+        if not step.load_w > step.idle_w:
+            raise MeterError(
+                f"the energy counter of {self._sensor.name} shows {step.load_w:.0f} W under load "
+                f"and {step.idle_w:.0f} W without: nothing can be measured with it"
+            )
+        return step
 
     def _part_time(self, period_s: float, lag_s: float) -> bool:
         """Whether the phase of a square wave of the sensor's own period changes what it counts."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 from layer_energy.device import local_gpu
-from layer_energy.errors import DeviceLost, MeasureError, OutOfMemory
+from layer_energy.errors import DeviceLost, LayerEnergyError, MeasureError, OutOfMemory
 from layer_energy.layers.base import count
 from layer_energy.measure.gpu import Build, Variant
 from layer_energy.measure.layer import behind_relu, execution, rotation
@@ -51,6 +52,7 @@ class CudaGpu:
         self._stream = runtime.Stream()
         runtime.set_stream(self._stream)
         self._pool = runtime.graph_pool_handle()
+        self._failed: list[Any] = []
 
     clock = staticmethod(time.perf_counter)
     sleep = staticmethod(time.sleep)
@@ -59,15 +61,14 @@ class CudaGpu:
         self, workload: Workload, variant: Variant = (), submission_s: float = 0.0075
     ) -> CudaProgram:
         """See :class:`layer_energy.measure.gpu.Gpu`."""
-        with self._errors(f"{workload.kind} {dict(workload.params)}"):
+        with self.errors(f"{workload.kind} {dict(workload.params)}"):
             _set_precision(workload.dtype)
             torch.backends.cudnn.benchmark = "autotuned" in variant
-            with torch.inference_mode(workload.gradients == "none"):
-                return self._layer(workload, "hot" in variant, submission_s)
+            return self._layer(workload, "hot" in variant, submission_s)
 
     def load_module(self, build: Build, dtype: str, training: bool) -> CudaProgram:
         """See :class:`layer_energy.measure.gpu.Gpu`."""
-        with self._errors("the model"):
+        with self.errors("the model"):
             _set_precision(dtype)
             torch.backends.cudnn.benchmark = False
             with torch.device(self._torch_device):  # random weights are drawn there, fast
@@ -83,7 +84,7 @@ class CudaGpu:
             )
             for _ in range(3):
                 run()
-            program = CudaProgram(self._runtime, self._stream, run, 1, ("eager",))
+            program = CudaProgram(self, run, 1, host_bound=True, flags=("eager",))
             program.host_time_s, _ = self._time(run)
             program.input_shape = tuple(inputs[0].shape)
             program.start()
@@ -91,10 +92,17 @@ class CudaGpu:
 
     def release(self) -> None:
         """See :class:`layer_energy.measure.gpu.Gpu`."""
-        with self._errors("releasing memory"):
+        with self.errors("releasing memory"):
             self._runtime.synchronize()
             self._pool = self._runtime.graph_pool_handle()
+            gc.collect()  # models may hold circles
             self._runtime.empty_cache()
+
+    def event(self) -> Any:
+        """An event at the end of everything submitted so far."""
+        event = self._runtime.Event(enable_timing=True)
+        event.record(self._stream)
+        return event
 
     def _layer(self, workload: Workload, hot: bool, submission_s: float) -> CudaProgram:
         cost, _ = count(workload)
@@ -107,6 +115,9 @@ class CudaGpu:
         copies = 1 if hot else min(rotation(self.device, cost.bytes), repeats)
         runs = [first]
         runs += [execution(workload, self._torch_device, rectified) for _ in range(copies - 1)]
+        if workload.gradients != "none":
+            for run in runs[1:]:
+                run()  # the first backward pass makes the gradients that arrive
         program = self._program(runs, repeats)
         if program.submission_s < MIN_SUBMISSION_S and repeats < MAX_EXECUTIONS:
             # the host was slower than the device: more of them fit
@@ -123,47 +134,75 @@ class CudaGpu:
             for _ in range(repeats):
                 next(rotating)()
 
+        graph = self._captured(execute)
+        program = (
+            CudaProgram(self, execute, repeats, host_bound=True, flags=("launch_bound",))
+            if graph is None
+            else CudaProgram(self, graph.replay, repeats)
+        )
+        program.holds(graph, runs)
+        program.start()
+        return program
+
+    def _captured(self, execute: Callable[[], None]) -> Any:
+        """A graph of what ``execute`` launches, ``None`` if that cannot be captured."""
         graph = self._runtime.CUDAGraph()
         try:
             graph.capture_begin(pool=self._pool)
             try:
                 execute()
-            finally:
-                graph.capture_end()
+            except Exception:
+                with suppress(RuntimeError):  # the first error is the one to tell
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        except self._runtime.OutOfMemoryError:
+            self._forget(graph)
+            raise
         except (RuntimeError, NotImplementedError):
             self._runtime.synchronize()  # raises if the error is there to stay
-            program = CudaProgram(self._runtime, self._stream, execute, repeats, ("launch_bound",))
-        else:
-            program = CudaProgram(self._runtime, self._stream, graph.replay, repeats, ())
-        program.holds(graph, runs)
-        program.start()
-        return program
+            self._forget(graph)
+            return None
+        return graph
+
+    def _forget(self, graph: Any) -> None:
+        """Bring allocator and random generator back to normal after a capture that failed.
+
+        The memory pool may still count as being recorded to, and the generator as being captured,
+        until a capture ends well.
+        """
+        self._failed.append(graph)  # what it recorded to must not be freed under the allocator
+        self._pool = self._runtime.graph_pool_handle()
+        empty = self._runtime.CUDAGraph()
+        empty.capture_begin(pool=self._pool)
+        empty.capture_end()
 
     def _time(self, run: Callable[[], Any]) -> tuple[float, float]:
         """Seconds of the host and of the device for one eager execution."""
-        begin, end = (self._runtime.Event(enable_timing=True) for _ in range(2))
-        begin.record(self._stream)
+        begin = self.event()
         start_s = time.perf_counter()
         for _ in range(TIMED):
             run()
         host_s = time.perf_counter() - start_s
-        end.record(self._stream)
+        end = self.event()
         end.synchronize()
         return host_s / TIMED, max(begin.elapsed_time(end) / 1e3 / TIMED, 1e-7)
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def errors(self, what: str) -> Iterator[None]:
         """Turn torch's errors into this package's; one that stays means the context is lost."""
         try:
             yield
         except self._runtime.OutOfMemoryError as error:
             raise OutOfMemory(f"{what}: {error}") from error
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        except LayerEnergyError:
+            raise
+        except Exception as error:  # torch and the models of strangers raise anything
             try:
                 self._runtime.synchronize()
             except RuntimeError as lost:
                 raise DeviceLost(f"{what}: {lost}") from error
-            raise MeasureError(f"{what}: {error}") from error
+            raise MeasureError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 class CudaProgram:
@@ -175,14 +214,14 @@ class CudaProgram:
 
     def __init__(
         self,
-        runtime: Any,
-        stream: Any,
+        gpu: CudaGpu,
         run: Callable[[], Any],
         executions: int,
-        flags: tuple[str, ...],
+        host_bound: bool = False,
+        flags: tuple[str, ...] = (),
     ) -> None:
-        self.executions, self.flags = executions, flags
-        self._runtime, self._stream, self._run = runtime, stream, run
+        self.executions, self.host_bound, self.flags = executions, host_bound, flags
+        self._gpu, self._run = gpu, run
         self._held: tuple[Any, ...] = ()
         self._events: list[Any] = []
         self._ends: list[float] = []
@@ -192,36 +231,33 @@ class CudaProgram:
         self._held = values
 
     def start(self) -> None:
-        """Set the clock of completions, and time a first submission after a pause."""
-        self._base = self._runtime.Event(enable_timing=True)
-        self._base.record(self._stream)
+        """Time a submission after a pause, the very first one left out, and set the clock."""
+        self._run()
+        self._gpu.event().synchronize()
+        begin = self._gpu.event()
+        self._run()
+        end = self._gpu.event()
+        end.synchronize()
+        self.submission_s = max(begin.elapsed_time(end) / 1e3, 1e-6)
+        self.burst_time_s = self.submission_s / self.executions
+        self._base = self._gpu.event()
         self._base.synchronize()
         self._base_s = time.perf_counter()
-        self.submit()
-        self._events[0].synchronize()
-        self.submission_s = max(self.completions_s()[0] - self._base_s, 1e-6)
-        self.burst_time_s = self.submission_s / self.executions
 
     def submit(self) -> None:
         """See :class:`layer_energy.measure.gpu.Program`."""
-        event = self._runtime.Event(enable_timing=True)
-        try:
+        with self._gpu.errors("a submission"):
             self._run()
-            event.record(self._stream)
-        except RuntimeError as error:
-            raise DeviceLost(f"a submission failed: {error}") from error
-        self._events.append(event)
+            self._events.append(self._gpu.event())
 
     def completions_s(self) -> list[float]:
         """See :class:`layer_energy.measure.gpu.Program`."""
-        try:
+        with self._gpu.errors("looking for completions"):
             while len(self._ends) < len(self._events):
                 event = self._events[len(self._ends)]
                 if not event.query():
                     break
                 self._ends.append(self._base_s + self._base.elapsed_time(event) / 1e3)
-        except RuntimeError as error:
-            raise DeviceLost(f"the device failed: {error}") from error
         return self._ends
 
     def pending(self) -> int:
@@ -230,8 +266,9 @@ class CudaProgram:
 
     def close(self) -> None:
         """See :class:`layer_energy.measure.gpu.Program`."""
-        if self._events:
-            self._events[-1].synchronize()
+        with self._gpu.errors("waiting for the queue"):
+            if self._events:
+                self._events[-1].synchronize()
         self._run = _nothing
         self._held = ()
 

@@ -33,7 +33,7 @@ class Edge:
     Attributes:
         time_s: when it happened, by the host's clock.
         energy_j: what the counter showed from then on.
-        sample: the first read that showed it.
+        sample: everything else, read at once after that.
     """
 
     time_s: float
@@ -78,16 +78,28 @@ class Edges:
         patience_s = max(PATIENCE * self.period_s, guard_s)
         return self._poll(busy, expected_s + patience_s, expected_s)
 
+    def shown_by(self, sample: Sample) -> Edge | None:
+        """The update whose joules a sample shows, by its beat alone; ``None`` beside an update.
+
+        For work that keeps the host too busy to look at the counter when it changes.
+        """
+        assert sample.energy_j is not None
+        beats, since = divmod(sample.time_s - self._phase_s, self.period_s)
+        guard_s = GUARD_S + self._jitter_s
+        if not guard_s < since < self.period_s - guard_s:
+            return None
+        return Edge(self._phase_s + beats * self.period_s, sample.energy_j, sample)
+
     def steady(self, interval_s: float) -> bool:
         """Whether an interval between two updates is a whole number of periods, within 8 %."""
         away_s = abs(interval_s - self.period_s * round(interval_s / self.period_s))
         return away_s <= max(0.08 * self.period_s, 1.5 * self._jitter_s)
 
     def _poll(self, busy: Pump | Idle, deadline_s: float, expected_s: float | None) -> Edge:
-        before = self._sensor.sample()
+        before = self._sensor.energy_j()
         while before.end_s < deadline_s:
             busy.top_up()
-            after = self._sensor.sample()
+            after = self._sensor.energy_j()
             if after.energy_j != before.energy_j:
                 return self._edge(before, after, expected_s)
             before = after
@@ -103,4 +115,4 @@ class Edges:
         self._phase_s = time_s if expected_s is None else expected_s + 0.3 * late_s
         self._seen_s = time_s
         assert after.energy_j is not None
-        return Edge(time_s, after.energy_j, after)
+        return Edge(time_s, after.energy_j, self._sensor.sample())

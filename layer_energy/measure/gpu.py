@@ -32,6 +32,7 @@ class Program(Protocol):
         submission_s: seconds one submission takes, about.
         burst_time_s: seconds per execution of the first submission after a pause.
         host_time_s: seconds of the host per eager execution; ``None`` if not measured.
+        host_bound: every execution is launched by the host, which may be slower than the device.
         flags: names of everything unusual, such as ``"launch_bound"``.
         input_shape: shape of a whole model's first input.
     """
@@ -39,6 +40,7 @@ class Program(Protocol):
     executions: int
     submission_s: float
     burst_time_s: float
+    host_bound: bool
     flags: tuple[str, ...]
     input_shape: tuple[int, ...]
 

@@ -57,6 +57,7 @@ def execution(workload: Workload, device: str, rectified: bool) -> Execution:
     """Build a layer once; see :func:`executions`."""
     module, inputs = _materialise(workload, device, rectified)
     if workload.gradients == "none":
+        module.requires_grad_(False)
         return lambda: module(*inputs)
     wanted: list[torch.Tensor] = []
     if workload.gradients in ("input", "both"):
@@ -114,7 +115,8 @@ def _pool(device: torch.device) -> torch.Tensor:
 
 def _fill(t: torch.Tensor) -> torch.Tensor:
     """Standard normal values, tiled from a pool: fresh random numbers would take longer."""
-    flat = torch.as_strided(t.detach(), (t.untyped_storage().size() // t.element_size(),), (1,))
+    whole = (t.untyped_storage().size() // t.element_size(),)
+    flat = torch.as_strided(t.detach(), whole, (1,), 0)  # weights may be parts of one storage
     pool = _pool(t.device)
     for start in range(0, len(flat), len(pool)):
         part = flat[start : start + len(pool)]

@@ -27,6 +27,9 @@ DEVICE = Device("Virtual GPU", "cuda", "virtual-gpu", 1, 50 << 20, {"torch": "no
 Layers = Callable[[Any, tuple[Any, ...]], Iterable[tuple[Workload, int]]]
 """Model and inputs → the workloads of its layers, and how often each occurs."""
 
+HOST_S = 2e-5
+"""Time of the host per eager call of an operation."""
+
 CAP_DELAY_S = 5e-3
 """How long a power above the limit lasts before the clocks come down."""
 
@@ -76,6 +79,7 @@ class VirtualGpu:
         sensor: what the board shows.
         layers: for networks.
         leakage_w_per_k: power added by every degree above 40 °C; heat follows power in 20 s.
+        wander: standard deviation by which power differs from the truth, anew every 50 ms.
         seed: of host delays.
 
     Attributes:
@@ -91,6 +95,7 @@ class VirtualGpu:
         sensor: VirtualSensor | None = None,
         layers: Layers | None = None,
         leakage_w_per_k: float = 0.0,
+        wander: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.truth = truth or Truth()
@@ -101,6 +106,7 @@ class VirtualGpu:
         self.failure: Callable[[Workload], None] = lambda workload: None
         self._layers = layers
         self._leakage_w_per_k = leakage_w_per_k
+        self._wander, self._seed = wander, seed
         self._rng = Random(seed)
         self._free_s = 0.0
         self._over_limit_since_s = math.inf
@@ -127,15 +133,17 @@ class VirtualGpu:
         if self._layers is None:
             raise NotImplementedError("this virtual GPU was not told how to take a model apart")
         gradients: Gradients = "both" if training else "none"
-        time_s = energy_j = 0.0
+        time_s = energy_j = calls = 0.0
         with torch.device("meta"):
             model, inputs = build()
         for work, times in self._layers(model, inputs):
             priced = Workload(work.kind, work.params, dtype, gradients)
             each_s, each_j = self.truth.of(priced)
             time_s, energy_j = time_s + times * each_s, energy_j + times * each_j
+            calls += times * (3 if training else 1)
         self._settle(1.0)
         program = VirtualProgram(self, time_s, energy_j, time_s)
+        program.host_bound, program.host_time_s = True, calls * HOST_S
         program.input_shape = tuple(inputs[0].shape)
         return program
 
@@ -147,7 +155,7 @@ class VirtualGpu:
         start_s = max(self._free_s, self.time())
         if start_s > self._free_s:
             self._over_limit_since_s = math.inf
-        power_w += self._leakage(start_s, power_w)
+        power_w = self._wandering(start_s, power_w) + self._leakage(start_s, power_w)
         limit_w = self.nvml.power_limit_w
         if power_w > limit_w:
             self._over_limit_since_s = min(self._over_limit_since_s, start_s)
@@ -158,6 +166,11 @@ class VirtualGpu:
         self.history.add(start_s, time_s, power_w)
         self._free_s = start_s + time_s
         return self._free_s
+
+    def _wandering(self, now_s: float, power_w: float) -> float:
+        if not self._wander:
+            return power_w
+        return power_w * (1 + self._wander * Random(f"{self._seed}/{int(now_s / 0.05)}").gauss())
 
     def _settle(self, preparation_s: float) -> None:
         """Prepare while the queue drains, and wait for it."""
@@ -174,6 +187,7 @@ class VirtualGpu:
 class VirtualProgram:
     """Work of known time and energy; see :class:`layer_energy.measure.gpu.Program`."""
 
+    host_bound = False
     flags: tuple[str, ...] = ()
     input_shape: tuple[int, ...] = ()
 
@@ -184,13 +198,13 @@ class VirtualProgram:
         self.executions = max(1, min(512, round(submission_s / time_s)))
         self.submission_s = self.executions * time_s
         self.burst_time_s = time_s
-        self.host_time_s = 2e-5
+        self.host_time_s = HOST_S
         self._power_w = energy_j / time_s
         self._ends: list[float] = []
 
     def submit(self) -> None:
-        """Ten microseconds of the host."""
-        self._gpu.time.advance(1e-5)
+        """Ten microseconds of the host for a graph, its time per execution for eager work."""
+        self._gpu.time.advance(self.host_time_s if self.host_bound else 1e-5)
         self._ends.append(self._gpu.execute(self.submission_s, self._power_w))
 
     def completions_s(self) -> list[float]:
