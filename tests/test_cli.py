@@ -106,6 +106,7 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["fit", ".", "--out", "x.txt"], ".json"),
         (["evaluate", "networks"], "--measure"),
         (["evaluate", "networks", "--measure", "--batch-sizes", "1,x"], "--batch-sizes"),
+        (["evaluate", "paper", "--data", "."], "dl-energy-estimator"),
     ],
 )
 def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args, message):
@@ -119,8 +120,8 @@ def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args
 
 
 def test_help_of_every_command_has_an_example(run):
-    for command in (["predict"], ["collect"], ["fit"], ["evaluate", "networks"],
-                    ["evaluate", "layers"], ["profiles"], ["doctor"]):  # fmt: skip
+    evaluate = [["evaluate", name] for name in ("networks", "layers", "paper")]
+    for command in (["predict"], ["collect"], ["fit"], *evaluate, ["profiles"], ["doctor"]):
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert "Example: layer-energy" in out
