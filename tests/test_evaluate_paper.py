@@ -144,6 +144,8 @@ def test_held_out_coverage_leaves_out_what_it_says():
     held = held_out_coverage(ratios, ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["d"] * 3)
     assert held["held_out"] == pytest.approx(11 / 12)
     assert held["architecture_held_out"] == pytest.approx(0.75)
+    assert set(held_out_coverage([1.0, 1.1], ["a", "a"])) == {"held_out"}
+    assert held_out_coverage([1.0], ["a"]) == {}
 
 
 def test_folds_leave_out_blocks_decades_and_rare_strata():

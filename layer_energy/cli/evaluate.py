@@ -65,7 +65,7 @@ def evaluate_networks(
         table = evaluate(networks, model, loaded)
     scores = network_scores(table)
     ratios = table["measured_energy_j"] / table["layer_energy_energy_j"]
-    coverage = held_out_coverage(ratios, table["model"]) if len(table) > 1 else {}
+    coverage = held_out_coverage(ratios, table["model"])
     if as_json:
         print_json(
             {
@@ -80,11 +80,8 @@ def evaluate_networks(
     _show_networks(table, networks[0].quality)
     show_scores("method", scores)
     _show_origin(model)
-    if coverage:
-        out.print(
-            f"calibrated without them, a 90 % interval holds {coverage['held_out']:.0%} of these "
-            f"networks, {coverage['architecture_held_out']:.0%} if all batch sizes are left out"
-        )
+    for how, share in coverage.items():
+        out.print(f"a 90 % interval holds {share:.0%} of these networks ({how.replace('_', ' ')})")
 
 
 def _measure_networks(

@@ -21,14 +21,15 @@ def held_out_coverage(ratios: Iterable[float], models: Iterable[str]) -> dict[st
     Returns:
         ``"held_out"``: each network left out by itself; ``"architecture_held_out"``: with all
         others of its architecture, which is harder and, with few architectures, less certain.
+        A way that leaves nothing to calibrate on is left out.
     """
     logs = np.log(np.array(list(ratios), dtype=float))
     names = np.array(list(models))
-    alone = [np.arange(len(logs)) == i for i in range(len(logs))]
-    return {
-        "held_out": _coverage(logs, alone),
-        "architecture_held_out": _coverage(logs, [names == name for name in np.unique(names)]),
+    folds = {
+        "held_out": [np.arange(len(logs)) == i for i in range(len(logs))],
+        "architecture_held_out": [names == name for name in np.unique(names)],
     }
+    return {how: _coverage(logs, masks) for how, masks in folds.items() if len(masks) > 1}
 
 
 def _coverage(logs: Array, folds: Sequence[NDArray[np.bool_]]) -> float:
