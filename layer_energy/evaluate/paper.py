@@ -105,7 +105,9 @@ class PaperTable:
         lines.append(f"Our 90 % intervals hold: {held.replace('_', ' ')}.")
         lines.append(
             f"Floor: the sum of the measured layers is off the measured network by {self.floor:.2%}"
-            " on average; no layer-wise method can be expected to do better."
+            " on average"
+            + (" (in the authors' repository)" if self.floor == ADDITIVITY_FLOOR else "")
+            + "; no layer-wise method can be expected to do better."
         )
         if self.unpriced:
             lines.append(
