@@ -21,7 +21,7 @@ from layer_energy.files import write_text_atomically
 from layer_energy.law import Law, work
 from layer_energy.layers.base import count
 from layer_energy.layers.memory import GENERIC
-from layer_energy.regressors import Features, Regressor, features, load, make
+from layer_energy.regressors import AUTO, Features, Regressor, choose, features, load, make
 from layer_energy.regressors.features import Array
 from layer_energy.workload import Params, Workload
 
@@ -83,7 +83,9 @@ class KindModel:
 
     @classmethod
     def fit(cls, x: Features, y: Array, regressor: str) -> KindModel:
-        """Fit one layer type and calibrate its interval."""
+        """Fit one layer type and calibrate its interval; ``"auto"`` chooses the regressor."""
+        if regressor == AUTO:
+            regressor = choose(x, y)
         fitted = make(regressor).fit(x, y)
         errors = getattr(fitted, "left_out", None)
         if errors is None:
@@ -164,7 +166,8 @@ class EnergyModel:
 
         Args:
             dataset: measured rows of one device.
-            regressor: ``"hybrid"``, ``"physical"`` or ``"polynomial"`` (the paper's).
+            regressor: ``"hybrid"``, ``"physical"``, ``"polynomial"`` (the paper's), or ``"auto"``:
+                per layer type, what extrapolates best on its rows (several times slower).
 
         Raises:
             DatasetError: if no layer type has ``MIN_ROWS`` usable rows.
@@ -210,13 +213,9 @@ class EnergyModel:
         if len(ratios) < 10:
             return
         logs = np.log(np.array(ratios))
-        tail = min(0.5, (1 - COVERAGE) / 2)
-        low, high = np.quantile(logs, [tail, 1 - tail], axis=0)
-        grow = 1 + 1 / len(ratios)  # finite-sample correction of split-conformal intervals
-        self.network_ratio = {
-            target: (math.exp(low[i] * grow), math.exp(high[i] * grow))
-            for i, target in enumerate(("energy_j", "time_s"))
-        }
+        for i, target in enumerate(("energy_j", "time_s")):
+            low, high = conformal_interval(logs[:, i])
+            self.network_ratio[target] = math.exp(low), math.exp(high)
         self.networks = len(ratios)
 
     @property
@@ -361,6 +360,18 @@ class EnergyModel:
                 f"{path} is damaged ({error!r}); fetch it again or rebuild it with "
                 "`layer-energy fit DATASET --out FILE`"
             ) from error
+
+
+def conformal_interval(logs: Array) -> tuple[float, float]:
+    """90 % interval of further log ratios (measured over predicted) like these ``n``.
+
+    Split-conformal (Lei et al. 2018, 10.1080/01621459.2017.1307116): the median, plus and minus
+    the 90 % quantile of the distances from it, with the correction for a finite ``n``.
+    """
+    center = float(np.median(logs))
+    rank = min(1.0, COVERAGE * (1 + 1 / len(logs)))
+    half = float(np.quantile(np.abs(logs - center), rank))
+    return center - half, center + half
 
 
 def profiles() -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 
 from layer_energy.dataset import Dataset
 from layer_energy.layers import count
@@ -17,12 +18,27 @@ def true_time_s(workload: Workload) -> float:
     return 2e-6 + cost.macs * 2e-11 + cost.bytes * 1e-10
 
 
-def make_dataset(rows: dict[str, int], noise: float = 0.01, seed: int = 0) -> Dataset:
+def gpu_time_s(workload: Workload) -> float:
+    """A GPU: a launch, then the slower of arithmetic, in waves of whole tiles, and memory."""
+    cost, _ = count(workload)
+    tiles = math.ceil(cost.elements / (128 * 64))
+    waves = math.ceil(tiles / 108) * 108 / tiles
+    arithmetic_s = cost.macs * 2 / 60e12 * waves
+    memory_s = cost.bytes / (1.6e12 * max(min(1.0, tiles / 108), 0.05))
+    return 6e-6 + (arithmetic_s**4 + memory_s**4) ** 0.25
+
+
+def make_dataset(
+    rows: dict[str, int],
+    noise: float = 0.01,
+    seed: int = 0,
+    truth: Callable[[Workload], float] = true_time_s,
+) -> Dataset:
     rng = random.Random(seed)
     measurements = []
     for i, job in enumerate(make_plan(rows, seed).jobs):
         workload = job.workload
-        time_s = true_time_s(workload) * math.exp(rng.gauss(0, noise))
+        time_s = truth(workload) * math.exp(rng.gauss(0, noise))
         measurements.append(
             Measurement(workload, time_s, POWER_W * time_s, POWER_W, 0.01, 5, 100,
                         "estimated", "estimated", (), i)

@@ -11,7 +11,8 @@ import pytest
 
 from layer_energy import cli
 from layer_energy.cli import base
-from layer_energy.dataset import Dataset, NetworkMeasurement
+from layer_energy.dataset import Dataset
+from layer_energy.workload import NetworkMeasurement
 from tests.synthetic import make_dataset
 
 
@@ -106,6 +107,7 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["fit", ".", "--out", "x.txt"], ".json"),
         (["evaluate", "networks"], "--measure"),
         (["evaluate", "networks", "--measure", "--batch-sizes", "1,x"], "--batch-sizes"),
+        (["evaluate", "paper", "--data", "."], "dl-energy-estimator"),
     ],
 )
 def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args, message):
@@ -119,8 +121,9 @@ def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args
 
 
 def test_help_of_every_command_has_an_example(run):
-    for command in (["predict"], ["collect"], ["merge"], ["fit"], ["evaluate", "networks"],
-                    ["evaluate", "layers"], ["profiles"], ["doctor"], ["project"]):  # fmt: skip
+    evaluate = [["evaluate", name] for name in ("networks", "layers", "paper")]
+    for command in (["predict"], ["collect"], ["merge"], ["fit"], *evaluate, ["profiles"],
+                    ["doctor"], ["project"], ["calibrate"]):  # fmt: skip
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert "Example: layer-energy" in out

@@ -11,11 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from layer_energy.dataset import Dataset, NetworkMeasurement, merge
+from layer_energy.dataset import Dataset, merge
 from layer_energy.errors import DatasetError, InvalidInput
 from layer_energy.files import write_text_atomically
 from layer_energy.layers import base
-from layer_energy.workload import GRADIENTS, Device, Measurement, Params, Workload
+from layer_energy.workload import (
+    GRADIENTS,
+    Device,
+    Measurement,
+    NetworkMeasurement,
+    Params,
+    Workload,
+)
 
 DEVICE = Device("Tester 9000", "cpu", "tester-9000", 2, 2**25, {"torch": "2.0", "turbo": False})
 

@@ -23,7 +23,7 @@ from layer_energy.errors import InvalidInput
 
 if TYPE_CHECKING:
     from layer_energy.dataset import Dataset
-    from layer_energy.evaluate import Score
+    from layer_energy.evaluate import PaperTable, Score
     from layer_energy.model import EnergyModel
     from layer_energy.workload import NetworkMeasurement
 
@@ -51,7 +51,7 @@ def evaluate_networks(
     """Whole networks: predicted beside measured, beside the baselines."""
     from layer_energy.dataset import Dataset
     from layer_energy.evaluate import evaluate_networks as evaluate
-    from layer_energy.evaluate import network_scores
+    from layer_energy.evaluate import held_out_coverage, network_scores
     from layer_energy.model import EnergyModel, default_profile
 
     loaded = Dataset.load(dataset) if dataset else None
@@ -65,12 +65,15 @@ def evaluate_networks(
     with err.status("predicting"):
         table = evaluate(networks, model, loaded)
     scores = network_scores(table)
+    ratios = table["measured_energy_j"] / table["layer_energy_energy_j"]
+    coverage = held_out_coverage(ratios, table["model"])
     if as_json:
         print_json(
             {
                 "profile": model.device["slug"],
                 "quality": model.quality,
                 "scores": {name: vars(s) for name, s in scores.items()},
+                "coverage": coverage,
                 "networks": json.loads(table.to_json(orient="records")),
             }
         )
@@ -78,6 +81,8 @@ def evaluate_networks(
     _show_networks(table, networks[0].quality)
     show_scores("method", scores)
     _show_origin(model)
+    for how, share in coverage.items():
+        out.print(f"a 90 % interval holds {share:.0%} of these networks ({how.replace('_', ' ')})")
 
 
 def _measure_networks(
@@ -201,3 +206,42 @@ def evaluate_layers(
     )
     qualities = sorted({m.quality for m in loaded.measurements})
     out.print(f"{loaded.device.name}: seconds measured, joules {', '.join(qualities)}")
+
+
+@evaluate_app.command(
+    "paper", epilog="Example: layer-energy evaluate paper --data path/to/dl-energy-estimator"
+)
+def evaluate_paper(
+    data: Annotated[
+        Path,
+        typer.Option(help="A clone of JohannesGetzner/dl-energy-estimator, or its tidy copies."),
+    ],
+    regressor: Annotated[
+        str, typer.Option(help="Ours; auto chooses by cross-validation, which takes minutes.")
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """The table of the paper this project starts from, theirs and ours, on its own data."""
+    from layer_energy.evaluate import evaluate_paper as evaluate
+
+    with err.status("reading") as status:
+        table = evaluate(data, regressor, lambda step: status.update(f"fitting {step}"))
+    if as_json:
+        print_json(table.to_dict())
+        return
+    _show_paper(table)
+
+
+def _show_paper(table: PaperTable) -> None:
+    shown: dict[str, Score] = {}
+    for name, regressor in table.regressors.items():
+        for on in table.paper[name]:
+            shown[f"{name}, {on}, the paper's"] = table.paper[name][on]
+            shown[f"{name}, {on}, {regressor}"] = table.ours[name][on]
+    shown["whole networks, the paper's"] = table.networks["paper"]
+    shown["whole networks, ours"] = table.networks["ours"]
+    if table.few_real:
+        shown["relu, real, with 5 real rows"] = table.few_real
+    show_scores("fitted on random configurations, tested on", shown)
+    for line in table.notes():
+        out.print(line, highlight=False)

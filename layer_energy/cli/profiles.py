@@ -18,7 +18,9 @@ from layer_energy.version import __version__
 def fit(
     dataset: DatasetFolder,
     profile: Annotated[Path, typer.Option("--out", help="The profile to write, a .json file.")],
-    regressor: Annotated[str, typer.Option(help="hybrid, physical or polynomial.")] = "hybrid",
+    regressor: Annotated[
+        str, typer.Option(help="hybrid, physical, polynomial or auto.")
+    ] = "hybrid",
     as_json: Json = False,
 ) -> None:
     """Fit a profile to a dataset."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from random import Random
 
@@ -29,7 +30,8 @@ from layer_energy.layers.base import (
 from layer_energy.workload import Cost
 
 VECTOR = 16
-"""Channels are padded to this many: one AVX-512 register of float32, half a tensor-core tile."""
+"""Channels are padded to a multiple of this: one AVX-512 register of float32, half a tensor-core
+tile. Where there are fewer of them, as in a network's first layer, another kernel runs."""
 
 _MODULES = {
     (1, False): nn.Conv1d,
@@ -49,7 +51,7 @@ _KERNELS = Choice({1: 0.40, 2: 0.02, 3: 0.40, 4: 0.02, 5: 0.08, 7: 0.06, 11: 0.0
 
 
 def _pad_channels(n: int) -> int:
-    return n if n <= 3 else -(-n // VECTOR) * VECTOR
+    return n if n < VECTOR else -(-n // VECTOR) * VECTOR
 
 
 class Convolution(LayerType):
@@ -201,7 +203,14 @@ class Convolution(LayerType):
         if kernel == "padded":
             macs["macs_padded"] *= _pad_channels(wide_in) * _pad_channels(wide_out)
             macs["macs_padded"] /= wide_in * wide_out
-        return {**macs, **super().drivers(p, cost)}
+        return {**macs, **super().drivers(p, cost), "bytes_in": cost.bytes_in * self._rows_read(p)}
+
+    def _rows_read(self, p: Mapping[str, int]) -> float:
+        """Share of the input's rows that windows cover; of a row, whole cache lines are read."""
+        if self.transposed:
+            return 1.0
+        strides = zip(along(p, "kernel", self.ndim), along(p, "stride", self.ndim), strict=True)
+        return math.prod(min(1.0, kernel / stride) for kernel, stride in list(strides)[:-1])
 
 
 for _ndim in (1, 2, 3):

@@ -277,17 +277,18 @@ class _Calibrator:
         """All updates within ``duration_s``, and how long each read took."""
         until_s = self._gpu.clock() + duration_s
         edges: list[Edge] = []
-        before = self._sensor.sample()
+        look = self._sensor.energy_j if self._source == COUNTER else self._sensor.sample
+        before = look()
         reads = [before.end_s - before.start_s]
         while self._gpu.clock() < until_s:
             busy.top_up()
             if not fast:
                 self._gpu.sleep(_POLL_S)
-            after = self._sensor.sample()
+            after = look()
             reads.append(after.end_s - after.start_s)
             if self._value(after) != self._value(before):
                 time_s = (before.time_s + after.time_s) / 2
-                edges.append(Edge(time_s, after.energy_j or 0.0, after))
+                edges.append(Edge(time_s, after.energy_j or 0.0, self._sensor.sample()))
             before = after
         return edges, reads
 

@@ -5,14 +5,19 @@ from layer_energy.regressors.features import Features, features
 from layer_energy.regressors.hybrid import Hybrid
 from layer_energy.regressors.physical import Physical
 from layer_energy.regressors.polynomial import Polynomial
+from layer_energy.regressors.selection import AUTO, CANDIDATES, choose, extrapolation_error
 
 __all__ = [
+    "AUTO",
+    "CANDIDATES",
     "TARGETS",
     "Features",
     "Hybrid",
     "Physical",
     "Polynomial",
     "Regressor",
+    "choose",
+    "extrapolation_error",
     "features",
     "load",
     "make",

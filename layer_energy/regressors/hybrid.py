@@ -20,9 +20,12 @@ from layer_energy.regressors.physical import Physical
 
 BOUND = 4.0
 FADE = 4.0
-_NOISE = 0.02
+_NOISE = 0.1
+"""Least share of the variance that the law leaves which is noise: trusting the rows more predicts
+their neighbours better, and everything else worse."""
+
 _HYPER_ROWS = 400
-"""Rows on which lengths are learnt; the correction itself uses them all."""
+"""Rows on which lengths and noise are learnt; the correction itself uses them all."""
 
 
 @register
@@ -106,15 +109,14 @@ def _learn(z: Array, ratio: Array) -> tuple[Array, float]:
 
     rng = np.random.default_rng(0)
     some = rng.permutation(len(z))[:_HYPER_ROWS]
-    d = z.shape[1]
     signal = max(float(ratio[:, 1].var()), 1e-4)
-    kernel = ConstantKernel(signal, (1e-5, 10)) * Matern(
-        np.full(d, 3.0), (0.3, 100), nu=2.5
-    ) + WhiteKernel(_NOISE * signal + 1e-4, (1e-5, 1))
+    least = _NOISE * signal
+    kernel = ConstantKernel(signal, (1e-5, max(10, 10 * signal))) * Matern(
+        np.full(z.shape[1], 3.0), (0.3, 100), nu=2.5
+    ) + WhiteKernel(1.5 * least, (least, max(1, 10 * signal)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = GaussianProcessRegressor(kernel, random_state=0).fit(z[some], ratio[some, 1])
     product, white = fitted.kernel_.k1, fitted.kernel_.k2
-    lengths = np.broadcast_to(product.k2.length_scale, (d,)).astype(float)
     noise = float(white.noise_level / product.k1.constant_value)
-    return np.round(lengths, 3), max(round(noise, 5), 1e-4)
+    return np.round(np.atleast_1d(product.k2.length_scale), 3), max(round(noise, 5), 1e-4)

@@ -7,6 +7,7 @@ the log ratio as its loss lets a layer of a microjoule count as much as one of a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -74,19 +75,25 @@ def _fit_one(drivers: Array, y: Array) -> Array:
 
     n, d = drivers.shape
     fitted = [j for j in range(d) if np.count_nonzero(drivers[:, j]) >= _MIN_ROWS_PER_DRIVER]
-    design = np.column_stack([np.ones(n), drivers[:, fitted]])
-    scale = design.max(axis=0)
-    relative = design / scale / y[:, None]
+    scale = drivers[:, fitted].max(axis=0)
+    distinct, member, twins = np.unique(
+        drivers[:, fitted] / scale, axis=1, return_inverse=True, return_counts=True
+    )
+    design = np.column_stack([np.ones(n), distinct])
+    relative = design / y[:, None]
     start, _ = nnls(relative, np.ones(n))
     # exp keeps prices positive; a price that starts at zero gets a small one it can leave
-    typical = np.median(y) / np.maximum(np.median(design / scale, axis=0), 1e-12)
+    typical = np.median(y) / np.maximum(np.median(design, axis=0), 1e-12)
     log_prices = np.log(np.maximum(start, 1e-6 * typical))
     log_y = np.log(y)
 
     def residuals(theta: Array) -> Array:
-        return np.asarray(np.log((design / scale) @ np.exp(theta)) - log_y)
+        return np.asarray(np.log(design @ np.exp(theta)) - log_y)
 
     solution = least_squares(residuals, log_prices, loss="soft_l1", f_scale=_SOFT, max_nfev=400)
+    constant, prices = math.exp(solution.x[0]), np.exp(solution.x[1:])
     coefficients = np.zeros(1 + d)
-    coefficients[[0, *(1 + j for j in fitted)]] = np.exp(solution.x) / scale
+    coefficients[0] = constant
+    # drivers that these rows cannot tell apart share the price, as in the least-norm solution
+    coefficients[[1 + j for j in fitted]] = (prices / twins)[member.ravel()] / scale
     return coefficients

@@ -50,8 +50,11 @@ class Polynomial:
         return np.column_stack([columns, columns[:, first] * columns[:, second]])
 
     def predict(self, x: Features) -> Array:
-        raw = self._design(x) @ self._coefficients.T + self._intercept
-        return np.asarray(np.maximum(raw, self._floor))
+        return np.asarray(np.maximum(self.polynomial(x), self._floor))
+
+    def polynomial(self, x: Features) -> Array:
+        """``(n, 2)`` predictions as the paper has them, negative ones included."""
+        return np.asarray(self._design(x) @ self._coefficients.T + self._intercept)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -87,6 +87,16 @@ def _interval(low_j: float, high_j: float) -> str:
     return f"{si(low_j, 'J')} – {si(high_j, 'J')}"
 
 
+def _costliest_outside(report: EnergyReport) -> str:
+    """Which layer outside the fitted range costs most, and why it is outside."""
+    outside = [layer for layer in report.layers if not layer.estimate.in_domain]
+    if not outside:
+        return ""
+    layer = max(outside, key=lambda layer: layer.estimate.energy_j)
+    reason = layer.estimate.outside.split("; ")[0]
+    return f"; of the rest, {layer.call.path or layer.call.op} costs most: {reason}"
+
+
 def _footnotes(report: EnergyReport) -> list[Text]:
     per_sample = report.energy_j / max(report.batch_size, 1)
     origin = {
@@ -101,7 +111,8 @@ def _footnotes(report: EnergyReport) -> list[Text]:
         joules,
         f"{unmodelled:.1%} of the joules come from operations without a model of their own"
         + (f": {', '.join(report.unmodelled())}" if report.unmodelled() else ""),
-        f"{report.in_domain:.1%} of the joules lie inside the fitted range",
+        f"{report.in_domain:.1%} of the joules lie inside the fitted range"
+        + _costliest_outside(report),
         (
             f"interval of the total: from {report.networks} measured networks"
             if report.network_ratio

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from layer_energy import predict_energy
 from layer_energy.dataset import Dataset
-from layer_energy.evaluate import evaluate_networks, network_scores
+from layer_energy.evaluate import Score, evaluate_networks, evaluate_paper, network_scores
 from layer_energy.model import EnergyModel
 from layer_energy.models import build_model
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+PAPER = ROOT.parent / "shared" / "external" / "getzner2023"
 DATASET = "amd-epyc-2t"
 NAMES = {
     "layer_energy": "layer_energy",
@@ -48,15 +49,51 @@ def vgg16_report() -> str:
     return f"```text\n{predict_energy(build_model('vgg16'), name='vgg16', device=DATASET)}\n```"
 
 
-BLOCKS = {"table: networks": networks_table, "output: vgg16": vgg16_report}
+def paper_table() -> str | None:
+    """The paper's regressors and ours on the paper's data; ``None`` where those are not at hand."""
+    if not PAPER.is_dir():
+        return None
+    table = evaluate_paper(PAPER)
+    rows = {
+        f"{kind}, {'random, held out' if on == 'random' else 'of real networks'}": (theirs, ours)
+        for kind in ("conv2d", "maxpool2d", "linear", "relu")
+        for on, theirs in table.paper[kind].items()
+        for ours in [table.ours[kind][on]]
+    }
+    rows["whole networks"] = table.networks["paper"], table.networks["ours"]
+    lines = [
+        "| tested on | n | paper: R² | median | mean error | ours: R² | median | mean error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (theirs, ours) in rows.items():
+        lines.append(f"| {name} | {ours.n} | {_cells(theirs)} | {_cells(ours)} |")
+    held = table.coverage["whole_networks"]["held_out"]
+    lines += ["", f"Our 90 % intervals hold {held:.0%} of the networks, each left out in turn. "]
+    lines[-1] += f"Additivity floor: {table.floor:.2%}."
+    return "\n".join(lines)
+
+
+def _cells(s: Score) -> str:
+    return f"{s.r2:.3f} | {s.median_error:.1%} | {s.mean_error:.1%}"
+
+
+BLOCKS = {
+    "table: networks": networks_table,
+    "output: vgg16": vgg16_report,
+    "table: paper": paper_table,
+}
 
 
 def main() -> None:
     text = current = README.read_text(encoding="utf-8")
     for name, make in BLOCKS.items():
         begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        block = make()
+        if block is None:
+            print(f"{name}: left as it is, its data are not beside this checkout")
+            continue
         head, _, rest = current.partition(begin)
-        current = head + begin + make() + "\n" + end + rest.partition(end)[2]
+        current = head + begin + block + "\n" + end + rest.partition(end)[2]
     if "--check" not in sys.argv:
         README.write_text(current, encoding="utf-8")
     elif current != text:

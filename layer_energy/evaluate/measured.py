@@ -1,4 +1,4 @@
-"""Predictions beside measurements: layers left out, whole networks, and baselines."""
+"""A dataset's layers and whole networks beside predictions and baselines."""
 
 from __future__ import annotations
 
