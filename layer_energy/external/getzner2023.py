@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
-from layer_energy.dataset import NetworkMeasurement
 from layer_energy.errors import DatasetError
 from layer_energy.external.codecarbon import read_codecarbon
 from layer_energy.external.mapping import (
@@ -28,7 +27,7 @@ from layer_energy.external.mapping import (
 )
 from layer_energy.models import build_model
 from layer_energy.walk import walk
-from layer_energy.workload import Measurement, Workload
+from layer_energy.workload import Measurement, NetworkMeasurement, Workload
 
 Row = tuple[str, Mapping[str, str]]
 METER = "codecarbon"
