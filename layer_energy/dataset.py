@@ -219,18 +219,15 @@ def merge(datasets: Iterable[Dataset]) -> Dataset:
             f"datasets of different devices cannot be merged: {', '.join(slugs)}; keep one folder "
             "per device"
         )
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[Any, ...]] = set()
     shards: list[dict[str, Any]] = []
     for dataset in datasets:
         own = dataset.provenance.get("shards", [dataset.provenance])
-        names = {
-            " ".join(str(shard[key]) for key in ("mode", "seed", "shard") if key in shard)
-            for shard in own
-        }
-        rows = {(name, m.row_id) for name in names for m in dataset.measurements}
+        names = {tuple(str(shard.get(key)) for key in ("shard", "mode", "seed")) for shard in own}
+        rows = {(*name, m.row_id) for name in names for m in dataset.measurements}
         twice = sorted(seen & rows)
         if twice:
-            name, row_id = twice[0]
+            name, *_, row_id = twice[0]
             raise DatasetError(
                 f"{len(twice)} rows of shard {name} come twice, such as row_id {row_id}; leave out "
                 "the folder that is given twice"

@@ -61,12 +61,14 @@ class Truth:
 
     def of(self, workload: Workload) -> tuple[float, float]:
         """True seconds and joules of one execution, below the power limit."""
-        cost, _ = count(workload)
+        cost, drivers = count(workload)
+        executed = [n for name, n in drivers.items() if name.startswith("macs")]
+        macs = sum(executed) if executed else cost.macs  # padded to whole tiles
         speed = self.matrix_speed(workload.dtype)
-        compute_s = cost.macs / (self.macs_per_s * speed)
+        compute_s = macs / (self.macs_per_s * speed)
         memory_s = cost.bytes / self.bytes_per_s
         time_s = self.op_s + max(compute_s, memory_s)
-        dynamic_j = self.op_j + cost.macs * self.mac_j / speed + cost.bytes * self.byte_j
+        dynamic_j = self.op_j + macs * self.mac_j / speed + cost.bytes * self.byte_j
         factor = 1.0 if workload.gradients == "none" else self.training
         return factor * time_s, factor * (dynamic_j + self.idle_w * time_s)
 

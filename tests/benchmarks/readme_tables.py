@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import gpu_protocol
+
 from layer_energy import predict_energy
 from layer_energy.dataset import Dataset
 from layer_energy.evaluate import Score, evaluate_networks, evaluate_paper, network_scores
@@ -79,6 +81,7 @@ def _cells(s: Score) -> str:
 
 BLOCKS = {
     "table: networks": networks_table,
+    "table: protocol": gpu_protocol.markdown,
     "output: vgg16": vgg16_report,
     "table: paper": paper_table,
 }
