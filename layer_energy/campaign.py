@@ -20,18 +20,18 @@ from layer_energy.workload import Gradients, Params, Workload
 NETWORKS_FILE = Path(__file__).with_name("campaign_networks.csv")
 
 ROWS = {
-    "conv1d": 100, "conv2d": 1180, "conv3d": 90, "conv_transpose1d": 50, "conv_transpose2d": 130,
-    "conv_transpose3d": 50, "linear": 650, "matmul": 250, "batch_norm": 180, "layer_norm": 180,
-    "group_norm": 110, "instance_norm": 80, "rms_norm": 100, "attention": 600, "relu": 110,
-    "gelu": 60, "silu": 60, "sigmoid": 50, "tanh": 50, "hardswish": 40, "hardsigmoid": 30,
-    "relu6": 40, "leaky_relu": 30, "elu": 30, "mish": 30, "softplus": 30, "max_pool1d": 30,
-    "max_pool2d": 110, "max_pool3d": 30, "avg_pool1d": 30, "avg_pool2d": 50, "avg_pool3d": 30,
-    "adaptive_avg_pool1d": 30, "adaptive_avg_pool2d": 50, "adaptive_avg_pool3d": 30,
-    "adaptive_max_pool1d": 30, "adaptive_max_pool2d": 30, "adaptive_max_pool3d": 30, "add": 90,
-    "mul": 70, "div": 30, "cat": 90, "copy": 100, "fill": 40, "dropout": 40, "transcendental": 40,
-    "compare": 40, "gather": 40, "reduction": 60, "softmax": 180, "log_softmax": 70,
-    "embedding": 150, "lstm": 50, "gru": 40, "rnn": 40, "interpolate_bilinear": 40,
-    "interpolate_nearest": 40, "interpolate_bicubic": 30, "grid_sample": 30,
+    "conv1d": 120, "conv2d": 1050, "conv3d": 140, "conv_transpose1d": 44, "conv_transpose2d": 130,
+    "conv_transpose3d": 44, "linear": 600, "matmul": 230, "batch_norm": 180, "layer_norm": 170,
+    "group_norm": 110, "instance_norm": 60, "rms_norm": 100, "attention": 480, "relu": 110,
+    "gelu": 100, "silu": 100, "sigmoid": 50, "tanh": 60, "hardswish": 50, "hardsigmoid": 44,
+    "relu6": 50, "leaky_relu": 40, "elu": 40, "mish": 40, "softplus": 40, "max_pool1d": 40,
+    "max_pool2d": 110, "max_pool3d": 40, "avg_pool1d": 40, "avg_pool2d": 60, "avg_pool3d": 40,
+    "adaptive_avg_pool1d": 40, "adaptive_avg_pool2d": 60, "adaptive_avg_pool3d": 40,
+    "adaptive_max_pool1d": 40, "adaptive_max_pool2d": 40, "adaptive_max_pool3d": 40, "add": 110,
+    "mul": 100, "div": 40, "cat": 100, "copy": 110, "fill": 40, "dropout": 50, "transcendental": 50,
+    "compare": 44, "gather": 50, "reduction": 70, "softmax": 160, "log_softmax": 60,
+    "embedding": 130, "lstm": 60, "gru": 50, "rnn": 50, "interpolate_bilinear": 50,
+    "interpolate_nearest": 50, "interpolate_bicubic": 40, "grid_sample": 40,
 }  # fmt: skip
 """Rows per layer type in three shards of nine minutes at an update every 100 ms."""
 
@@ -41,14 +41,14 @@ OPTIMIZER_ROWS = 34
 OVERSIZE = 1.6
 """Plans hold this many times those rows, for boards whose counter is faster."""
 
-PRECISIONS = {
-    True: {"float32": 0.28, "tf32": 0.27, "bfloat16": 0.4, "float16": 0.05},
-    False: {"float32": 0.5, "bfloat16": 0.5},
-}
-"""Share of rows by dtype, of layers with and without multiply-accumulates."""
+MANY_ROWS, ENOUGH_ROWS = 400, 100
+"""Layer types with many rows are measured in every precision, those with enough in the usual ones;
+of the others every row in float32 is needed for a fit."""
 
-FEW_ROWS = 100
-"""Layer types with fewer rows are not spread over four dtypes."""
+ARITHMETIC = {"float32": 0.31, "tf32": 0.29, "bfloat16": 0.4}
+ARITHMETIC_AND_HALF = {"float32": 0.28, "tf32": 0.27, "bfloat16": 0.4, "float16": 0.05}
+MEMORY = {"float32": 0.5, "bfloat16": 0.5}
+"""Share of rows by precision, of layers with and without multiply-accumulates."""
 
 REAL_SHARE, HOT_SHARE, AUTOTUNED_SHARE, REPEAT_SHARE = 0.15, 0.15, 0.05, 0.03
 TEST_MODULUS = 10
@@ -205,14 +205,11 @@ def _with_gradients(work: Workload, rng: Random) -> Workload:
 
 
 def _precisions(kind: str, rows: int) -> dict[str, float]:
-    if kind in OPTIMIZER_STEPS:
+    if rows < ENOUGH_ROWS:
         return {"float32": 1.0}
-    multiplies = kind in ("linear", "matmul", "attention", "lstm", "gru", "rnn") or (
-        kind.startswith("conv")
-    )
-    if multiplies and rows < FEW_ROWS:
-        return {"float32": 0.34, "tf32": 0.33, "bfloat16": 0.33}
-    return PRECISIONS[multiplies]
+    if not (kind in ("linear", "matmul", "attention") or kind.startswith("conv")):
+        return MEMORY
+    return ARITHMETIC_AND_HALF if rows >= MANY_ROWS else ARITHMETIC
 
 
 @functools.cache

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODES = ("inference", "training")
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_FLOATS = ("float64", "float32", "float16", "bfloat16", "tf32")
 
 
 def predict_energy(

@@ -64,7 +64,7 @@ class EnergyCallback(TrainerCallback):
     def _may_stop_in(self) -> int | None:
         if self.early_stopping is None:
             return None
-        patience_left = (
+        patience_left: int = (
             self.early_stopping.early_stopping_patience
             - self.early_stopping.early_stopping_patience_counter
         )
