@@ -20,9 +20,9 @@ from layer_energy.workload import Gradients, Params, Workload
 NETWORKS_FILE = Path(__file__).with_name("campaign_networks.csv")
 
 ROWS = {
-    "conv1d": 120, "conv2d": 1050, "conv3d": 140, "conv_transpose1d": 44, "conv_transpose2d": 130,
-    "conv_transpose3d": 44, "linear": 600, "matmul": 230, "batch_norm": 180, "layer_norm": 170,
-    "group_norm": 110, "instance_norm": 60, "rms_norm": 100, "attention": 480, "relu": 110,
+    "conv1d": 120, "conv2d": 1050, "conv3d": 160, "conv_transpose1d": 44, "conv_transpose2d": 130,
+    "conv_transpose3d": 44, "linear": 530, "matmul": 350, "batch_norm": 180, "layer_norm": 170,
+    "group_norm": 110, "instance_norm": 60, "rms_norm": 100, "attention": 450, "relu": 110,
     "gelu": 100, "silu": 100, "sigmoid": 50, "tanh": 60, "hardswish": 50, "hardsigmoid": 44,
     "relu6": 50, "leaky_relu": 40, "elu": 40, "mish": 40, "softplus": 40, "max_pool1d": 40,
     "max_pool2d": 110, "max_pool3d": 40, "avg_pool1d": 40, "avg_pool2d": 60, "avg_pool3d": 40,
@@ -49,6 +49,9 @@ ARITHMETIC = {"float32": 0.31, "tf32": 0.29, "bfloat16": 0.4}
 ARITHMETIC_AND_HALF = {"float32": 0.28, "tf32": 0.27, "bfloat16": 0.4, "float16": 0.05}
 MEMORY = {"float32": 0.5, "bfloat16": 0.5}
 """Share of rows by precision, of layers with and without multiply-accumulates."""
+
+CONVOLUTIONS = {"dense": 0.64, "depthwise": 0.2, "grouped": 0.16}
+"""Share of two-dimensional convolutions by kernel: each has a price of its own."""
 
 REAL_SHARE, HOT_SHARE, AUTOTUNED_SHARE, REPEAT_SHARE = 0.15, 0.15, 0.05, 0.03
 TEST_MODULUS = 10
@@ -93,7 +96,7 @@ def campaign(
     networks = _networks_in_turn(campaign_networks()[k - 1 :: n])
     exact = [] if training else _exact(networks)
     jobs = [Job(work, ("validation",)) for work in exact]
-    jobs += _random_jobs(shard, rng, OVERSIZE * rows, training)
+    jobs += _random_jobs(shard, f"{seed}/{k}/{n}", OVERSIZE * rows, training)
     jobs += [
         replace(job, flags=(*job.flags, "repeat"))
         for job in rng.sample(jobs[len(exact) :], round(REPEAT_SHARE * (len(jobs) - len(exact))))
@@ -140,7 +143,7 @@ def _exact(networks: Iterable[NetworkJob]) -> list[Workload]:
     return list(found)
 
 
-def _random_jobs(shard: tuple[int, int], rng: Random, scale: float, training: bool) -> list[Job]:
+def _random_jobs(shard: tuple[int, int], seed: str, scale: float, training: bool) -> list[Job]:
     judged, real = _judged_layers(), _real_layers()
     rows = {k: n for k, n in ROWS.items() if not (training and k in WITHOUT_GRADIENT)}
     if training:
@@ -149,6 +152,7 @@ def _random_jobs(shard: tuple[int, int], rng: Random, scale: float, training: bo
     for kind, total in rows.items():
         for dtype, share in _precisions(kind, total).items():
             wanted = max(1, round(scale * share * total / shard[1]))
+            rng = Random(f"{seed}/{kind}/{dtype}")
             jobs += _jobs_of(kind, dtype, wanted, shard, rng, real[kind], judged, training)
     return jobs
 
@@ -175,7 +179,13 @@ def _jobs_of(
     shapes = [replace(work, dtype=dtype) for work in real]
     shapes = [w for w in shapes if mine(w) and GPU_LIMITS.allow(count(w)[0])]
     chosen = rng.sample(shapes, min(len(shapes), round(REAL_SHARE * rows)))
-    chosen += sample(kind, rows - len(chosen), rng, GPU_LIMITS, dtype, mine, seen=chosen)
+    left = rows - len(chosen)
+    for part, share in (CONVOLUTIONS if kind == "conv2d" else {"": 1.0}).items():
+
+        def fits(work: Workload, part: str = part) -> bool:
+            return mine(work) and (not part or _convolution(work) == part)
+
+        chosen += sample(kind, round(share * left), rng, GPU_LIMITS, dtype, fits, seen=chosen)
     for work in chosen:
         flags = []
         if _of_the_test_set(work):
@@ -185,6 +195,13 @@ def _jobs_of(
         elif kind.startswith("conv") and rng.random() < AUTOTUNED_SHARE:
             flags.append("autotuned")
         yield Job(_with_gradients(work, rng) if training else work, tuple(flags))
+
+
+def _convolution(work: Workload) -> str:
+    groups = work.params["groups"]
+    if groups == 1:
+        return "dense"
+    return "depthwise" if groups == work.params["in_channels"] else "grouped"
 
 
 def _of_the_test_set(work: Workload) -> bool:
