@@ -348,6 +348,31 @@ class TestCommand:
         assert "already holds a dataset" in " ".join(printed.err.split())
 
     @pytest.mark.parametrize(
+        ("fault", "told"),
+        [
+            (DeviceLost("it fell off the bus"), "device lost: it fell off the bus"),
+            (MeterError("too many errors"), "stopped, resumable: too many errors"),
+        ],
+    )
+    def test_a_fault_that_ends_the_run_leaves_exit_code_3(
+        self, fault, told, tmp_path, capsys, monkeypatch
+    ):
+        from layer_energy import cli
+
+        monkeypatch.setattr(cli.collect, "_gpu_bench", lambda *a: Faulty(None, None, fault))
+        arguments = ["collect", "--device", "virtual", "--minutes", "2", "--out", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", ["layer-energy", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 3
+        assert told in " ".join(capsys.readouterr().err.split())
+        rows = Dataset.load(tmp_path).measurements
+        assert sum(row.time_s > 0 for row in rows) == 2
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert len(Dataset.load(tmp_path).measurements) > 2
+
+    @pytest.mark.parametrize(
         ("options", "told"),
         [
             (["--device", "gpu"], "cpu, cuda, cuda:N or virtual"),
