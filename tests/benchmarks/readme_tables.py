@@ -1,6 +1,6 @@
 """Write the README's tables from the committed data, or check that they are current.
 
-Run:  python tests/benchmarks/readme_tables.py [--check]
+Run:  python tests/benchmarks/readme_tables.py [--check] [TABLE ...]
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import gpu_protocol
+import step
+import totals
 
 from layer_energy import predict_energy
 from layer_energy.dataset import Dataset
@@ -18,7 +20,8 @@ from layer_energy.models import build_model
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAPER = ROOT.parent / "shared" / "external" / "getzner2023"
+EXTERNAL = ROOT.parent / "shared" / "external"
+PAPER = EXTERNAL / "getzner2023"
 DATASET = "amd-epyc-2t"
 NAMES = {
     "layer_energy": "layer_energy",
@@ -81,6 +84,8 @@ def _cells(s: Score) -> str:
 
 BLOCKS = {
     "table: networks": networks_table,
+    "table: totals": lambda: totals.markdown(EXTERNAL / "energaizer2026"),
+    "table: step": lambda: step.markdown(EXTERNAL / "delrey2024"),
     "table: protocol": gpu_protocol.markdown,
     "output: vgg16": vgg16_report,
     "table: paper": paper_table,
@@ -89,7 +94,10 @@ BLOCKS = {
 
 def main() -> None:
     text = current = README.read_text(encoding="utf-8")
+    wanted = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     for name, make in BLOCKS.items():
+        if wanted and name.split()[-1] not in wanted:
+            continue
         begin, end = f"<!-- {name} -->\n", "<!-- end -->"
         block = make()
         if block is None:

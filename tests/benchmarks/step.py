@@ -128,6 +128,27 @@ def intervals(runs: list[Run], label: Callable[[Run], str]) -> dict[str, list[Pr
     return projections
 
 
+def mean_errors(runs: list[Run], method: Callable[[Run, float], float]) -> list[float]:
+    """Mean error of the runs' joules at each share observed."""
+    truth = np.array([run.trace.energy_j for run in runs])
+    return [
+        float(np.abs(np.array([method(run, share) for run in runs]) / truth - 1).mean())
+        for share in SHARES
+    ]
+
+
+def markdown(folder: Path) -> str | None:
+    """The table of mean errors, ``None`` without the data."""
+    if not folder.is_dir():
+        return None
+    runs = load(folder)
+    lines = [["mean error of the joules", *(f"{share:.0%} observed" for share in SHARES)]]
+    lines.append(["---"] * len(lines[0]))
+    for name, method in METHODS.items():
+        lines.append([name, *(f"{error:.1%}" for error in mean_errors(runs, method))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)

@@ -176,6 +176,22 @@ def errors(totals: Sequence[Total], method: str, prior: Law) -> np.ndarray:
     return METHODS[method](totals, prior) / measured - 1
 
 
+def markdown(folder: Path) -> str | None:
+    """Median errors of the joules, ``None`` without the data."""
+    if not folder.is_dir():
+        return None
+    lines = [["median error of the joules", *METHODS], ["---"] * (1 + len(METHODS))]
+    for device, label in DEVICES.items():
+        totals = read(folder, device)
+        off = {m: np.abs(errors(totals, m, PRIORS[device])[:, 0]) for m in METHODS}
+        for dtype in DTYPES.values():
+            for group, members in (("transformers", TRANSFORMERS), ("ResNet-101", ("ResNet-101",))):
+                rows = np.array([t.dtype == dtype and t.model in members for t in totals])
+                cells = [f"{np.median(off[m][rows]):.1%}" for m in METHODS]
+                lines.append([f"{label}, {dtype}, {group} ({rows.sum()})", *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
