@@ -347,6 +347,16 @@ class TestCommand:
         assert code == 2
         assert "already holds a dataset" in " ".join(printed.err.split())
 
+    def test_doctor_shows_how_the_sensor_behaves(self, capsys, monkeypatch):
+        from layer_energy import cli
+
+        monkeypatch.setattr("sys.argv", ["x", "doctor", "--device", "virtual", "--json"])
+        cli.main()
+        gpu = json.loads(capsys.readouterr().out)["gpu"]
+        assert gpu["quality"] == "simulated"
+        assert gpu["calibrations"][0]["period_s"] == pytest.approx(0.1, rel=1e-3)
+        assert "energy counter" in gpu["sensor"]["answered"]
+
     @pytest.mark.parametrize(
         ("fault", "told"),
         [

@@ -95,23 +95,28 @@ def profiles(as_json: Json = False) -> None:
 @app.command(epilog="Example: layer-energy doctor --device cuda")
 def doctor(
     device: Annotated[
-        str, typer.Option(help="cpu; cuda or cuda:N, and virtual, also calibrate the sensor.")
-    ] = "cpu",
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:N or virtual; if not given, a GPU where there is one."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What this machine is, where its joules would come from, and how a GPU's sensor behaves."""
     from layer_energy.model import profiles as names
 
-    kind, index = parse_device(device)
-    facts = {
-        "layer_energy": __version__,
-        **(_cpu_facts() if kind == "cpu" else _gpu_facts(kind, index)),
-        "profiles": names(),
-    }
+    kind, index = parse_device(device or _best_device())
+    facts = {"layer_energy": __version__, **_cpu_facts(), "profiles": names()}
+    if kind != "cpu":
+        facts["gpu"] = _gpu_facts(kind, index)
     if as_json:
         print_json(facts)
         return
     out.print_json(json.dumps(facts))
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _cpu_facts() -> dict[str, Any]:
