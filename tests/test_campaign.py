@@ -351,7 +351,9 @@ class TestCommand:
         from layer_energy import cli
 
         monkeypatch.setattr("sys.argv", ["x", "doctor", "--device", "virtual", "--json"])
-        cli.main()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
         gpu = json.loads(capsys.readouterr().out)["gpu"]
         assert gpu["quality"] == "simulated"
         assert gpu["calibrations"][0]["period_s"] == pytest.approx(0.1, rel=1e-3)
