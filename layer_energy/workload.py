@@ -183,7 +183,7 @@ class NetworkMeasurement:
     Attributes:
         model: name of the network.
         batch_size: samples in the input.
-        input: shape of the input, such as ``"8x3x224x224"``.
+        input: shape of the input, such as ``"8x3x224x224"`` or ``"8x128:int64"``.
         dtype: torch's name of the compute dtype.
         mode: what ran, such as ``"inference"``.
         time_s: median seconds per execution.

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layer_energy.dataset import Dataset
-from layer_energy.errors import DatasetError
+from layer_energy.errors import DatasetError, ProfileError
 from layer_energy.layers.base import count
 from layer_energy.model import EnergyModel
 from layer_energy.models import build_model
 from layer_energy.regressors import Features, Physical, features, make
 from layer_energy.regressors.features import Array
-from layer_energy.walk import Trace, walk
+from layer_energy.walk import Trace, parse_shape, walk
 from layer_energy.workload import NetworkMeasurement, Workload
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def evaluate_networks(
     dataset: Dataset | None = None,
     on_network: Callable[[str], None] = lambda name: None,
 ) -> pd.DataFrame:
-    """Predictions beside measured networks, one row a network and batch size.
+    """Predictions beside measured forward passes, one row a network, batch size and dtype.
 
     Columns ``<method>_energy_j`` and ``<method>_time_s`` for ``layer_energy``, ``floor`` (the sum
     of exactly measured layers) and, where a dataset is given to fit them on, the ``BASELINES``.
@@ -129,16 +130,22 @@ def evaluate_networks(
     built: dict[str, Any] = {}
     table = []
     for network in networks:
+        if network.mode != "inference":
+            continue
         if network.model not in built:
             on_network(network.model)
             built[network.model] = build_model(network.model)
-        shape = tuple(int(n) for n in network.input.split("x"))
-        trace = walk(built[network.model], shape)
-        prices = model.price([call.workload for call in trace.calls])
-        estimates = [prices[call.workload] for call in trace.calls]
+        trace = walk(built[network.model], parse_shape(network.input))
+        works = [
+            replace(w, dtype=network.dtype) if (w := call.workload).dtype == "float32" else w
+            for call in trace.calls
+        ]
+        prices = model.price(works)
+        estimates = [prices[work] for work in works]
         row = {
             "model": network.model,
             "batch_size": network.batch_size,
+            "dtype": network.dtype,
             "measured_energy_j": network.energy_j,
             "measured_time_s": network.time_s,
             "layer_energy_energy_j": sum(e.energy_j for e in estimates),
@@ -167,11 +174,16 @@ def network_scores(table: pd.DataFrame) -> dict[str, Score]:
 
 
 def fit_profile(dataset: Dataset, regressor: str = "hybrid") -> EnergyModel:
-    """Fit a dataset, and calibrate the interval of totals on its measured networks."""
+    """Fit a dataset, and calibrate the interval of totals on its measured networks.
+
+    Networks with layers that the dataset has too few rows of are left out.
+    """
     model = EnergyModel.fit(dataset, regressor)
-    if dataset.networks:
-        table = evaluate_networks(dataset.networks, model)
-        energy = table["measured_energy_j"] / table["layer_energy_energy_j"]
-        time = table["measured_time_s"] / table["layer_energy_time_s"]
-        model.calibrate_networks(list(zip(energy, time, strict=True)))
+    ratios = []
+    for network in dataset.networks:
+        with suppress(ProfileError):
+            for row in evaluate_networks([network], model).to_dict("records"):
+                energy = row["measured_energy_j"] / row["layer_energy_energy_j"]
+                ratios.append((energy, row["measured_time_s"] / row["layer_energy_time_s"]))
+    model.calibrate_networks(ratios)
     return model

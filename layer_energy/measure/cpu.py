@@ -23,7 +23,7 @@ import torch
 
 from layer_energy.errors import MeasureError
 from layer_energy.layers.base import count
-from layer_energy.measure.gpu import Build
+from layer_energy.measure.gpu import Build, input_text
 from layer_energy.measure.layer import executions, rotation
 from layer_energy.meters.base import Meter, average_power_w
 from layer_energy.workload import Device, Measurement, NetworkMeasurement, Workload
@@ -179,11 +179,10 @@ def measure_model(
             timing = dwell(execute, meter, protocol)
     except (RuntimeError, MemoryError) as error:
         raise MeasureError(f"{name}: {error}") from error
-    shape = inputs[0].shape
     return NetworkMeasurement(
         model=name,
-        batch_size=shape[0],
-        input="x".join(map(str, shape)),
+        batch_size=inputs[0].shape[0],
+        input=input_text(inputs),
         dtype=dtype,
         mode=mode,
         time_s=timing.time_s,

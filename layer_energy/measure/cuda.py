@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from layer_energy.device import local_gpu
 from layer_energy.errors import DeviceLost, LayerEnergyError, MeasureError, OutOfMemory
 from layer_energy.layers.base import count
-from layer_energy.measure.gpu import Build, Variant
+from layer_energy.measure.gpu import Build, Variant, input_text
 from layer_energy.measure.layer import behind_relu, execution, rotation
 from layer_energy.workload import Workload
 
@@ -86,7 +86,7 @@ class CudaGpu:
                 run()
             program = CudaProgram(self, run, 1, host_bound=True, flags=("eager",))
             program.host_time_s, _ = self._time(run)
-            program.input_shape = tuple(inputs[0].shape)
+            program.input = input_text(inputs)
             program.start()
             return program
 
@@ -210,7 +210,7 @@ class CudaProgram:
 
     submission_s = burst_time_s = 0.0
     host_time_s: float | None = None
-    input_shape: tuple[int, ...] = ()
+    input = ""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class Program(Protocol):
         host_time_s: seconds of the host per eager execution; ``None`` if not measured.
         host_bound: every execution is launched by the host, which may be slower than the device.
         flags: names of everything unusual, such as ``"launch_bound"``.
-        input_shape: shape of a whole model's first input.
+        input: shape of a whole model's first input, such as ``"8x128:int64"``.
     """
 
     executions: int
@@ -42,7 +42,7 @@ class Program(Protocol):
     burst_time_s: float
     host_bound: bool
     flags: tuple[str, ...]
-    input_shape: tuple[int, ...]
+    input: str
 
     @property
     def host_time_s(self) -> float | None:
@@ -116,6 +116,13 @@ class Gpu(Protocol):
     def release(self) -> None:
         """Give cached memory back to the device."""
         ...
+
+
+def input_text(inputs: Sequence[Any]) -> str:
+    """Shape of the first tensor, and its dtype unless floating: ``"8x3x224x224"``."""
+    first = inputs[0]
+    shape = "x".join(map(str, first.shape))
+    return shape if first.is_floating_point() else f"{shape}:{str(first.dtype).split('.')[-1]}"
 
 
 class Pump:

@@ -158,11 +158,10 @@ class GpuBench:
         period_s = self.calibrations[-1].period_s
         dwell_s = max(self._protocol.network_dwell_s, self._protocol.network_periods * period_s)
         interval = self._checked(program, dwell_s)
-        shape = program.input_shape
         return NetworkMeasurement(
             model=name,
-            batch_size=shape[0],
-            input="x".join(map(str, shape)),
+            batch_size=int(program.input.partition("x")[0]),
+            input=program.input,
             dtype=dtype,
             mode=mode,
             time_s=interval.time_s,

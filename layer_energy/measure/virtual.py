@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from layer_energy.layers.base import count
-from layer_energy.measure.gpu import Build, Variant
+from layer_energy.measure.gpu import Build, Variant, input_text
 from layer_energy.meters.simulated import VirtualClock
 from layer_energy.meters.virtual_nvml import PowerHistory, VirtualNvml, VirtualSensor
 from layer_energy.workload import Device, Gradients, Workload
@@ -146,7 +146,7 @@ class VirtualGpu:
         self._settle(1.0)
         program = VirtualProgram(self, time_s, energy_j, time_s)
         program.host_bound, program.host_time_s = True, calls * HOST_S
-        program.input_shape = tuple(inputs[0].shape)
+        program.input = input_text(inputs)
         return program
 
     def release(self) -> None:
@@ -191,7 +191,7 @@ class VirtualProgram:
 
     host_bound = False
     flags: tuple[str, ...] = ()
-    input_shape: tuple[int, ...] = ()
+    input = ""
 
     def __init__(
         self, gpu: VirtualGpu, time_s: float, energy_j: float, submission_s: float
