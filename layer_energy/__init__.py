@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from layer_energy.version import __version__
 
 if TYPE_CHECKING:
+    from layer_energy.comparison import compare
     from layer_energy.dataset import Dataset
     from layer_energy.model import EnergyModel, profiles
     from layer_energy.predict import predict_energy
@@ -30,6 +31,7 @@ _HOMES = {
     "Measurement": "workload",
     "Trace": "walk",
     "Workload": "workload",
+    "compare": "comparison",
     "predict_energy": "predict",
     "profiles": "model",
     "walk": "walk",
@@ -45,6 +47,7 @@ __all__ = [
     "Trace",
     "Workload",
     "__version__",
+    "compare",
     "predict_energy",
     "profiles",
     "walk",

@@ -148,7 +148,7 @@ def test_public_names():
 
     assert set(layer_energy.__all__) == {
         "Cost", "Dataset", "Device", "EnergyModel", "EnergyReport", "Measurement", "Trace",
-        "Workload", "__version__", "predict_energy", "profiles", "walk",
+        "Workload", "__version__", "compare", "predict_energy", "profiles", "walk",
     }  # fmt: skip
     for name in layer_energy.__all__:
         assert getattr(layer_energy, name)

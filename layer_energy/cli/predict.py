@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from layer_energy.cli.base import Json, app, out, print_json
-from layer_energy.errors import WalkError
 
 
 @app.command(epilog="Example: layer-energy predict resnet50 --batch-size 8")
@@ -39,34 +38,13 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict the joules of one forward pass."""
-    from layer_energy.models import build_model, default_input
+    from layer_energy.models import walk_model
     from layer_energy.predict import predict_energy
     from layer_energy.report.text import render
 
     args, kwargs = _inputs(input or [])
-    built = build_model(model)
-    if not args and not kwargs and (size := default_input(model)):
-        args, batch_size = ((batch_size or 1, *size),), None
-        assumed = f"input {'x'.join(map(str, args[0]))} from the transforms of {model}'s weights"
-    else:
-        assumed = ""
-    options: dict[str, Any] = {
-        "kwargs": kwargs,
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-        "mode": mode,
-        "strict": strict,
-        "name": model,
-    }
-    try:
-        report = predict_energy(built, *args, **options)
-    except WalkError:
-        if not any(parameter.is_meta for parameter in built.parameters()):
-            raise
-        report = predict_energy(build_model(model, real=True), *args, **options)
-    if assumed:
-        report.assumptions.insert(0, assumed)
+    trace = walk_model(model, *args, kwargs=kwargs, batch_size=batch_size)
+    report = predict_energy(trace, device=device, dtype=dtype, mode=mode, strict=strict, name=model)
     if as_json:
         print_json(report.to_dict())
     else:
