@@ -9,7 +9,16 @@ import sys
 
 from rich.markup import escape
 
-from layer_energy.cli import calibrate, collect, compare, evaluate, predict, profiles, project
+from layer_energy.cli import (
+    calibrate,
+    collect,
+    compare,
+    evaluate,
+    predict,
+    profiles,
+    project,
+    verify,
+)
 from layer_energy.cli.base import app, err
 from layer_energy.errors import LayerEnergyError
 
@@ -23,6 +32,7 @@ __all__ = [
     "predict",
     "profiles",
     "project",
+    "verify",
 ]
 
 

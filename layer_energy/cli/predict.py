@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from layer_energy.cli.base import Json, app, out, print_json
+from layer_energy.cli.base import Json, app, out, parse_inputs, print_json
 
 
 @app.command(epilog="Example: layer-energy predict resnet50 --batch-size 8")
@@ -42,24 +42,10 @@ def predict(
     from layer_energy.predict import predict_energy
     from layer_energy.report.text import render
 
-    args, kwargs = _inputs(input or [])
+    args, kwargs = parse_inputs(input or [])
     trace = walk_model(model, *args, kwargs=kwargs, batch_size=batch_size)
     report = predict_energy(trace, device=device, dtype=dtype, mode=mode, strict=strict, name=model)
     if as_json:
         print_json(report.to_dict())
     else:
         out.print(render(report))
-
-
-def _inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    from layer_energy.walk import parse_shape
-
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    for text in texts:
-        name, equals, shape = text.partition("=")
-        if equals:
-            kwargs[name] = parse_shape(shape)
-        else:
-            args.append(parse_shape(text))
-    return tuple(args), kwargs

@@ -85,6 +85,14 @@ def given(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Inputs:
     return Inputs(tuple(_as_tensor(a) for a in args), dict(kwargs or {}))
 
 
+def materialised(t: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU: itself, or random numbers (zeros, if of integers) for one on meta."""
+    if not t.is_meta:
+        return t.detach().cpu().clone()
+    make = torch.randn if t.is_floating_point() else torch.zeros
+    return make(t.shape, dtype=t.dtype, device="cpu")
+
+
 def infer(model: nn.Module, batch_size: int = 1) -> Inputs:
     """Find an input the model accepts, from its configuration or its first layer.
 

@@ -22,7 +22,7 @@ from layer_energy.walk.clone import (
     to_meta,
     unwrap,
 )
-from layer_energy.walk.inputs import Inputs, given, infer
+from layer_energy.walk.inputs import Inputs, given, infer, materialised
 from layer_energy.walk.recorder import Recorder
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.trace import LayerCall, Trace
@@ -96,7 +96,7 @@ def _for_real(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type != "cpu":
         raise WalkError(f"a real forward needs the model on the CPU, it is on {device}")
-    tensors = {id(t): _real(t) for t in inputs.tensors}
+    tensors = {id(t): materialised(t) for t in inputs.tensors}
     args, kwargs = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: tensors[id(t)], (inputs.args, inputs.kwargs)
     )
@@ -113,13 +113,6 @@ def _for_real(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
                 return _forward(model, args, kwargs, recorder)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-def _real(t: torch.Tensor) -> torch.Tensor:
-    if not t.is_meta:
-        return t.detach().cpu().clone()
-    make = torch.randn if t.is_floating_point() else torch.zeros
-    return make(t.shape, dtype=t.dtype, device="cpu")
 
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> Recorder:
