@@ -75,9 +75,9 @@ def walk_model(
         WalkError: if the model cannot be walked.
     """
     from layer_energy.walk import walk
+    from layer_energy.walk.inputs import check_batch_size
 
-    if batch_size is not None and batch_size < 1:
-        raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     model = build_model(name)
     assumed = []
     if not args and not kwargs and (size := default_input(name)):

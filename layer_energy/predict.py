@@ -58,8 +58,11 @@ def predict_energy(
     if mode not in MODES:
         raise InvalidInput(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if dtype is not None and dtype not in _FLOATS:
-        known = "" if dtype in ITEMSIZE_BYTES else " (not a dtype of torch's)"
-        raise InvalidInput(f"dtype must be one of {', '.join(_FLOATS)}, got {dtype!r}{known}")
+        known = "" if str(dtype).removeprefix("torch.") in ITEMSIZE_BYTES else " (torch has none)"
+        raise InvalidInput(
+            f"dtype must be the name of a floating dtype, one of {', '.join(map(repr, _FLOATS))}; "
+            f"got {dtype!r}{known}"
+        )
     prices = device if isinstance(device, EnergyModel) else _profile(device)
     if mode == "training":
         raise ProfileError(
