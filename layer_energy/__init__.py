@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from layer_energy.version import __version__
 
 if TYPE_CHECKING:
+    from layer_energy.comparison import compare
     from layer_energy.dataset import Dataset
     from layer_energy.model import EnergyModel, profiles
     from layer_energy.predict import predict_energy
     from layer_energy.report import EnergyReport
+    from layer_energy.verification import Verification, verify
     from layer_energy.walk import Trace, walk
     from layer_energy.workload import Cost, Device, Measurement, Workload
 
@@ -29,9 +31,12 @@ _HOMES = {
     "EnergyReport": "report",
     "Measurement": "workload",
     "Trace": "walk",
+    "Verification": "verification",
     "Workload": "workload",
+    "compare": "comparison",
     "predict_energy": "predict",
     "profiles": "model",
+    "verify": "verification",
     "walk": "walk",
 }
 
@@ -43,10 +48,13 @@ __all__ = [
     "EnergyReport",
     "Measurement",
     "Trace",
+    "Verification",
     "Workload",
     "__version__",
+    "compare",
     "predict_energy",
     "profiles",
+    "verify",
     "walk",
 ]
 

@@ -208,13 +208,18 @@ class Law:
             ValueError, KeyError, TypeError: if the state is damaged.
         """
         coefficients = {name: float(state["coefficients"][name]) for name in COEFFICIENTS}
-        if not all(np.isfinite(v) and v > 0 for v in coefficients.values()):
-            raise ValueError("a coefficient is not a positive number")
+        if not all(0 < v <= 1e30 for v in coefficients.values()):
+            raise ValueError("a coefficient is not a plausible positive number")
         energy, time = state["half_width"]
+        units, tf32 = int(state["units"]), state["tf32"]
+        if not 1 <= units <= 1e30 or not (tf32 is None or 0 < float(tf32) <= 1e30):
+            raise ValueError(f"units are {units} and tf32 is {tf32}")
+        if not 0 <= energy < 100 or not 0 <= time < 100:  # exp(200) is still a number
+            raise ValueError(f"half_width is {state['half_width']}")
         return cls(
             coefficients,
-            int(state["units"]),
-            None if state["tf32"] is None else float(state["tf32"]),
+            units,
+            None if tf32 is None else float(tf32),
             (float(energy), float(time)),
             {key: (float(v[0]), float(v[1])) for key, v in state["seen"].items()},
         )

@@ -21,14 +21,15 @@ from layer_energy.files import write_text_atomically
 from layer_energy.law import Law, work
 from layer_energy.layers.base import count
 from layer_energy.layers.memory import GENERIC
+from layer_energy.profile_format import SCHEMA_VERSION, damaged, read_profile
 from layer_energy.regressors import AUTO, Features, Regressor, choose, features, load, make
+from layer_energy.regressors.base import finite
 from layer_energy.regressors.features import Array
 from layer_energy.workload import Params, Workload
 
 if TYPE_CHECKING:
     from layer_energy.dataset import Dataset
 
-SCHEMA_VERSION = 1
 PROFILES = Path(__file__).parent / "profiles"
 COVERAGE = 0.9
 """Share of layers, and of networks, that the intervals are meant to hold."""
@@ -39,6 +40,9 @@ _SLACK = 1e-4
 
 OUTSIDE_FACTOR = 2.0
 """Outside the fitted range the half-width of an interval is multiplied by this, in the log."""
+
+MAX_HALF_WIDTH = 100.0
+"""Of an interval in the log; no fit is that bad, and its exponential is still a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,15 @@ class KindModel:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> KindModel:
         """The inverse of :meth:`to_dict`."""
-        energy, time = state["half_width"]
+        energy, time = finite(state["half_width"], 2)
+        if not 0 <= min(energy, time) <= max(energy, time) <= MAX_HALF_WIDTH:
+            raise ValueError(f"half_width is {state['half_width']}")
+        low = finite(state["low"], None)
         return cls(
             load(state["regressor"]),
             (float(energy), float(time)),
-            np.array(state["low"], dtype=float),
-            np.array(state["high"], dtype=float),
+            low,
+            finite(state["high"], len(low)),
             int(state["rows"]),
         )
 
@@ -327,21 +334,7 @@ class EnergyModel:
             ProfileError: if it is missing, damaged, or of a newer schema.
         """
         path = find_profile(profile)
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ProfileError(
-                f"{path} is not a readable profile ({error}); rebuild it with "
-                "`layer-energy fit DATASET --out FILE`"
-            ) from error
-        version = state.get("schema_version") if isinstance(state, dict) else None
-        if not isinstance(version, int) or version < 1:
-            raise ProfileError(f"{path} is JSON, but not a profile: it has no schema_version")
-        if version > SCHEMA_VERSION:
-            raise ProfileError(
-                f"{path} has the schema {version}, this version reads up to {SCHEMA_VERSION}; "
-                "upgrade layer_energy"
-            )
+        state = read_profile(path)
         try:
             ratio = {k: (float(v[0]), float(v[1])) for k, v in state["networks"]["ratio"].items()}
             return cls(
@@ -356,10 +349,7 @@ class EnergyModel:
                 law=Law.from_dict(state["law"]) if "law" in state else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ProfileError(
-                f"{path} is damaged ({error!r}); fetch it again or rebuild it with "
-                "`layer-energy fit DATASET --out FILE`"
-            ) from error
+            raise damaged(path, error) from error
 
 
 def conformal_interval(logs: Array) -> tuple[float, float]:
@@ -383,7 +373,10 @@ def default_profile() -> str:
     """The profile used where none is named: a GPU's if there is one."""
     shipped = profiles()
     if not shipped:
-        raise InvalidInput("no profile ships with this copy; name one: device='path/to/profile'")
+        raise InvalidInput(
+            "no profile ships with this copy; name one, device='path/to/profile.json', made by "
+            "`layer-energy collect` and `layer-energy fit`"
+        )
     return next((name for name in shipped if name.startswith("nvidia-h")), shipped[0])
 
 
@@ -393,10 +386,18 @@ def find_profile(profile: str | Path) -> Path:
     Raises:
         ProfileError: if there is none; the message lists the shipped ones.
     """
+    if not isinstance(profile, (str, Path)):
+        raise ProfileError(
+            f"a profile is named by a string or a path, got {profile!r}; shipped ones: "
+            f"{', '.join(profiles())}"
+        )
     path = Path(profile)
     if path.suffix == ".json" or path.exists():
         if not path.is_file():
-            raise ProfileError(f"there is no profile file {path}")
+            raise ProfileError(
+                f"there is no profile file {path}; `layer-energy fit DATASET --out FILE` makes "
+                f"one, and shipped ones go by name: {', '.join(profiles())}"
+            )
         return path
     shipped = PROFILES / f"{profile}.json"
     if not shipped.is_file():

@@ -6,15 +6,16 @@ import contextlib
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layer_energy.errors import InvalidInput
+from layer_energy.errors import InvalidInput, WalkError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from layer_energy.walk import Trace
 
 _SLOW_INITIALISATION = ("googlenet", "inception_v3")
 """Draw truncated normals through scipy, which takes long, and warn about it."""
@@ -59,8 +60,79 @@ def build_model(name: str, real: bool = False) -> nn.Module:
     return model
 
 
+def walk_model(
+    name: str,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> Trace:
+    """Build a model by name and walk it; for the arguments see :func:`layer_energy.walk.walk`.
+
+    With no input given, a torchvision classifier takes that of its best weights.
+
+    Raises:
+        InvalidInput: if the name leads nowhere, or the input cannot be understood.
+        WalkError: if the model cannot be walked.
+    """
+    from layer_energy.walk import walk
+    from layer_energy.walk.inputs import check_batch_size
+
+    check_batch_size(batch_size)
+    model = build_model(name)
+    assumed = []
+    if not args and not kwargs and (size := default_input(name)):
+        args, batch_size = ((1 if batch_size is None else batch_size, *size),), None
+        shape = "x".join(map(str, args[0]))
+        assumed.append(f"input {shape} from the transforms of {name}'s weights")
+    try:
+        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
+    except WalkError:
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            raise
+        # a forward that computes with values needs weights
+        model = build_model(name, real=True)
+        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
+    trace.notes[:0] = assumed
+    return trace
+
+
+def classifiers() -> list[str]:
+    """Names of all ImageNet classifiers of torchvision.
+
+    Raises:
+        InvalidInput: if torchvision is not installed.
+    """
+    try:
+        from torchvision import models
+    except ImportError:
+        raise InvalidInput("torchvision is not installed: pip install torchvision") from None
+    return list(models.list_models(module=models))
+
+
 def default_input(name: str) -> tuple[int, ...] | None:
     """``(channels, height, width)`` of a torchvision classifier's best weights, else ``None``."""
+    try:
+        crop = _best_weights(name).transforms().crop_size
+    except (AttributeError, TypeError):
+        return None
+    size = crop[0] if isinstance(crop, (list, tuple)) and len(crop) == 1 else crop
+    return (3, size, size) if isinstance(size, int) else None
+
+
+def published_accuracy(name: str) -> float | None:
+    """Top-1 accuracy on ImageNet-1K, 0 to 1, that torchvision publishes for a model's best weights.
+
+    ``None`` for models from elsewhere, for other tasks, and for quantised models, which are built
+    in floating point here.
+    """
+    weights = None if name.startswith("quantized_") else _best_weights(name)
+    metrics = weights.meta["_metrics"] if weights else {}
+    percent = metrics.get("ImageNet-1K", {}).get("acc@1")
+    return None if percent is None else percent / 100
+
+
+def _best_weights(name: str) -> Any:
+    """torchvision's default weights of a model, ``None`` where there are none."""
     if ":" in name:
         return None
     try:
@@ -68,12 +140,9 @@ def default_input(name: str) -> tuple[int, ...] | None:
     except ImportError:
         return None
     try:
-        weights = models.get_model_weights(name)
-        crop = weights.DEFAULT.transforms().crop_size
-    except (ValueError, AttributeError, TypeError):
+        return getattr(models.get_model_weights(name), "DEFAULT", None)
+    except ValueError:
         return None
-    size = crop[0] if isinstance(crop, (list, tuple)) and len(crop) == 1 else crop
-    return (3, size, size) if isinstance(size, int) else None
 
 
 def _torchvision(name: str) -> Callable[[], Any]:
@@ -96,6 +165,8 @@ def _torchvision(name: str) -> Callable[[], Any]:
         extra["weights_backbone"] = None
     if name in _SLOW_INITIALISATION:
         extra["init_weights"] = False
+    if name.startswith("vit_") and (size := default_input(name)):
+        extra["image_size"] = size[-1]  # they take one size only
     return lambda: models.get_model(name, weights=None, **extra)
 
 

@@ -12,7 +12,7 @@ from layer_energy.errors import InvalidInput, ProfileError, UnmodelledOperation
 from layer_energy.layers.base import count
 from layer_energy.model import EnergyModel, default_profile, find_profile
 from layer_energy.report.report import EnergyReport, LayerEstimate
-from layer_energy.walk import walk
+from layer_energy.walk import Trace, walk
 from layer_energy.workload import ITEMSIZE_BYTES
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16", "tf32")
 
 
 def predict_energy(
-    model: nn.Module,
+    model: nn.Module | Trace,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
@@ -36,7 +36,8 @@ def predict_energy(
     """Predict the energy and time of one forward pass, layer by layer, without running it.
 
     Args:
-        model: any ``nn.Module``; neither changed, copied nor run.
+        model: any ``nn.Module``; neither changed, copied nor run. Or what :func:`walk` made of one,
+            with its inputs, to price it on several devices.
         args: positional inputs of the forward: tensors, or shapes such as ``(1, 3, 224, 224)``.
             Without any, an input is inferred and named in the report.
         kwargs: keyword inputs, as they are.
@@ -57,8 +58,11 @@ def predict_energy(
     if mode not in MODES:
         raise InvalidInput(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if dtype is not None and dtype not in _FLOATS:
-        known = "" if dtype in ITEMSIZE_BYTES else " (not a dtype of torch's)"
-        raise InvalidInput(f"dtype must be one of {', '.join(_FLOATS)}, got {dtype!r}{known}")
+        known = "" if str(dtype).removeprefix("torch.") in ITEMSIZE_BYTES else " (torch has none)"
+        raise InvalidInput(
+            f"dtype must be the name of a floating dtype, one of {', '.join(map(repr, _FLOATS))}; "
+            f"got {dtype!r}{known}"
+        )
     prices = device if isinstance(device, EnergyModel) else _profile(device)
     if mode == "training":
         raise ProfileError(
@@ -70,7 +74,12 @@ def predict_energy(
             f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
             f"in {dtype}; choose one of those or another profile"
         )
-    trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
+    if not isinstance(model, Trace):
+        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
+    elif args or kwargs or batch_size is not None:
+        raise InvalidInput("a trace holds its inputs; give them to walk(model, ...) instead")
+    else:
+        trace = model
     calls = trace.calls
     if dtype is not None:
         calls = [

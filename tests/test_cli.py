@@ -108,6 +108,9 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["evaluate", "networks"], "--measure"),
         (["evaluate", "networks", "--measure", "--batch-sizes", "1,x"], "--batch-sizes"),
         (["evaluate", "paper", "--data", "."], "dl-energy-estimator"),
+        (["verify", "alexnet", "--device", "nvidia-a100"], "is not of a CPU"),
+        (["compare"], "name at least one model"),
+        (["compare", "alexnet", "--dtype", "bfloat16"], "choose one of those or another profile"),
     ],
 )
 def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args, message):
@@ -123,7 +126,7 @@ def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args
 def test_help_of_every_command_has_an_example(run):
     evaluate = [["evaluate", name] for name in ("networks", "layers", "paper")]
     for command in (["predict"], ["collect"], ["merge"], ["fit"], *evaluate, ["profiles"],
-                    ["doctor"], ["project"], ["calibrate"]):  # fmt: skip
+                    ["doctor"], ["project"], ["calibrate"], ["compare"], ["verify"]):  # fmt: skip
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert "Example: layer-energy" in out
@@ -204,6 +207,42 @@ def test_a_model_that_needs_values_is_built_for_real(run, tmp_path, monkeypatch)
     code, out, _ = run("predict", "values:Net", "--json")
     assert code == 0
     assert "walked by CPU forward" in json.loads(out)["assumptions"]
+
+
+def test_compare_prints_joules_time_accuracy_and_the_front(run):
+    args = (
+        "compare",
+        "vgg16",
+        "mobilenet_v2",
+        "--device",
+        "nvidia-a100",
+        "--device",
+        "amd-epyc-2t",
+    )
+    code, out, _ = run(*args)
+    assert code == 0
+    for expected in ("vgg16", "71.6%", "72.2%", "of all", "of device", "ESTIMATED, ±50%",
+                     "measured, ±5%", "900 MHz"):  # fmt: skip
+        assert expected in out
+    code, out, _ = run(*args, "--front", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert {row["model"] for row in result["rows"]} == {"mobilenet_v2"}
+    assert set(result["profiles"]) == {"nvidia-a100", "amd-epyc-2t"}
+
+
+def test_verify_measures_here_and_says_so(run):
+    code, out, _ = run("verify", "squeezenet1_1", "--batch-size", 2, "--meter", "estimated",
+                       "--device", "amd-epyc-2t")  # fmt: skip
+    assert code == 0
+    for expected in (
+        "input 2x3x224x224",
+        "whole model",
+        "sum of the layers",
+        "ESTIMATED",
+        "No energy counter",
+    ):
+        assert expected in out
 
 
 def test_evaluate_layers(run, dataset_folder):

@@ -148,7 +148,8 @@ def test_public_names():
 
     assert set(layer_energy.__all__) == {
         "Cost", "Dataset", "Device", "EnergyModel", "EnergyReport", "Measurement", "Trace",
-        "Workload", "__version__", "predict_energy", "profiles", "walk",
+        "Verification", "Workload", "__version__", "compare", "predict_energy", "profiles",
+        "verify", "walk",
     }  # fmt: skip
     for name in layer_energy.__all__:
         assert getattr(layer_energy, name)

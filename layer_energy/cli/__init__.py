@@ -9,7 +9,16 @@ import sys
 
 from rich.markup import escape
 
-from layer_energy.cli import calibrate, collect, evaluate, predict, profiles, project
+from layer_energy.cli import (
+    calibrate,
+    collect,
+    compare,
+    evaluate,
+    predict,
+    profiles,
+    project,
+    verify,
+)
 from layer_energy.cli.base import app, err
 from layer_energy.errors import LayerEnergyError
 
@@ -17,11 +26,13 @@ __all__ = [
     "app",
     "calibrate",
     "collect",
+    "compare",
     "evaluate",
     "main",
     "predict",
     "profiles",
     "project",
+    "verify",
 ]
 
 

@@ -67,6 +67,21 @@ def parse_device(text: str) -> tuple[str, int]:
     return match[1], int(match[2] or 0)
 
 
+def parse_inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``["1,3,224,224", "mask=1,128:int64"]`` → positional and keyword inputs."""
+    from layer_energy.walk import parse_shape
+
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for text in texts:
+        name, equals, shape = text.partition("=")
+        if equals:
+            kwargs[name] = parse_shape(shape)
+        else:
+            args.append(parse_shape(text))
+    return tuple(args), kwargs
+
+
 @contextmanager
 def stopping() -> Iterator[list[int]]:
     """A list that the first Ctrl-C fills; the second one ends the program at once."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from layer_energy.cli.base import Json, app, out, print_json
-from layer_energy.errors import WalkError
+from layer_energy.cli.base import Json, app, out, parse_inputs, print_json
 
 
 @app.command(epilog="Example: layer-energy predict resnet50 --batch-size 8")
@@ -39,49 +38,14 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict the joules of one forward pass."""
-    from layer_energy.models import build_model, default_input
+    from layer_energy.models import walk_model
     from layer_energy.predict import predict_energy
     from layer_energy.report.text import render
 
-    args, kwargs = _inputs(input or [])
-    built = build_model(model)
-    if not args and not kwargs and (size := default_input(model)):
-        args, batch_size = ((batch_size or 1, *size),), None
-        assumed = f"input {'x'.join(map(str, args[0]))} from the transforms of {model}'s weights"
-    else:
-        assumed = ""
-    options: dict[str, Any] = {
-        "kwargs": kwargs,
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-        "mode": mode,
-        "strict": strict,
-        "name": model,
-    }
-    try:
-        report = predict_energy(built, *args, **options)
-    except WalkError:
-        if not any(parameter.is_meta for parameter in built.parameters()):
-            raise
-        report = predict_energy(build_model(model, real=True), *args, **options)
-    if assumed:
-        report.assumptions.insert(0, assumed)
+    args, kwargs = parse_inputs(input or [])
+    trace = walk_model(model, *args, kwargs=kwargs, batch_size=batch_size)
+    report = predict_energy(trace, device=device, dtype=dtype, mode=mode, strict=strict, name=model)
     if as_json:
         print_json(report.to_dict())
     else:
         out.print(render(report))
-
-
-def _inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    from layer_energy.walk import parse_shape
-
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    for text in texts:
-        name, equals, shape = text.partition("=")
-        if equals:
-            kwargs[name] = parse_shape(shape)
-        else:
-            args.append(parse_shape(text))
-    return tuple(args), kwargs

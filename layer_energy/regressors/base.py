@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+
 from layer_energy.errors import InvalidInput, ProfileError
 from layer_energy.regressors.features import Array, Features
 
@@ -32,6 +34,29 @@ class Regressor(Protocol):
     def from_dict(cls, state: dict[str, Any]) -> Regressor:
         """Rebuild what ``to_dict`` described."""
         ...
+
+
+LARGEST = 1e30
+"""Of a number in a profile: far beyond any physical one, and products of them are still finite."""
+
+
+def finite(values: Any, *shape: int | None) -> Array:
+    """An array from a profile.
+
+    Args:
+        values: nested lists.
+        shape: what they must have; ``None`` is any length.
+
+    Raises:
+        ValueError: if a value is not a number, beyond ``LARGEST``, or the shape is another.
+    """
+    array = np.array(values, dtype=float)
+    fits = len(shape) == array.ndim and all(
+        wanted in (None, length) for wanted, length in zip(shape, array.shape, strict=True)
+    )
+    if not fits or not (np.abs(array) <= LARGEST).all():
+        raise ValueError(f"expected plausible numbers of the shape {shape}, got {str(values)[:60]}")
+    return array
 
 
 _REGRESSORS: dict[str, type[Regressor]] = {}
@@ -72,4 +97,7 @@ def load(state: dict[str, Any]) -> Regressor:
     try:
         return regressor.from_dict(state)
     except (KeyError, TypeError, ValueError) as error:
-        raise ProfileError(f"the {state['name']} regressor is damaged: {error!r}") from error
+        raise ProfileError(
+            f"the {state['name']} regressor of the profile is damaged ({error!r}); fetch the "
+            "profile again or rebuild it with `layer-energy fit`"
+        ) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from layer_energy.regressors.base import register
+from layer_energy.regressors.base import finite, register
 from layer_energy.regressors.features import Array, Features
 from layer_energy.regressors.physical import Physical
 
@@ -86,11 +86,15 @@ class Hybrid:
     def from_dict(cls, state: dict[str, Any]) -> Hybrid:
         made = cls()
         made.physical = Physical.from_dict(state["physical"])
-        made._keep = np.array(state["keep"], dtype=int)
-        for name in ("low", "high", "center", "scale", "mean", "lengths", "weights", "rows"):
-            setattr(made, f"_{name}", np.array(state[name], dtype=float))
-        if made._rows.shape != (len(made._weights), len(made._keep)):
-            raise ValueError(f"rows have the shape {made._rows.shape}")
+        made._keep = finite(state["keep"], None).astype(int)
+        n = len(made._keep)
+        for name in ("low", "high", "center", "scale", "lengths"):
+            setattr(made, f"_{name}", finite(state[name], n))
+        if min(made._scale.min(initial=1), made._lengths.min(initial=1)) <= 0:
+            raise ValueError("a scale or a length is not positive")
+        made._mean = finite(state["mean"], 2)
+        made._weights = finite(state["weights"], None, 2)
+        made._rows = finite(state["rows"], len(made._weights), n)
         return made
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from layer_energy.errors import ProfileError
-from layer_energy.regressors.base import TARGETS, register
+from layer_energy.regressors.base import TARGETS, finite, register
 from layer_energy.regressors.features import Array, Features
 
 _MIN_ROWS_PER_DRIVER = 8
@@ -63,9 +63,7 @@ class Physical:
     def from_dict(cls, state: dict[str, Any]) -> Physical:
         made = cls()
         made._names = tuple(state["drivers"])
-        made._coefficients = np.array(state["coefficients"], dtype=float)
-        if made._coefficients.shape != (len(made._names) + 1, 2):
-            raise ValueError(f"coefficients have the shape {made._coefficients.shape}")
+        made._coefficients = finite(state["coefficients"], len(made._names) + 1, 2)
         return made
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from layer_energy.regressors.base import register
+from layer_energy.regressors.base import finite, register
 from layer_energy.regressors.features import Array, Features
 
 _FLOOR = 1e-3
@@ -68,7 +68,7 @@ class Polynomial:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Polynomial:
         made = cls(int(state["degree"]))
-        made._coefficients = np.array(state["coefficients"], dtype=float)
-        made._intercept = np.array(state["intercept"], dtype=float)
-        made._floor = np.array(state["floor"], dtype=float)
+        made._coefficients = finite(state["coefficients"], 2, None)
+        made._intercept = finite(state["intercept"], 2)
+        made._floor = finite(state["floor"], 2)
         return made

@@ -37,10 +37,10 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 def check_materialised(model: nn.Module) -> None:
     """Refuse lazy modules, whose shapes are not known before their first call."""
-    for path, parameter in model.named_parameters():
-        if nn.parameter.is_lazy(parameter):
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
             raise WalkError(
-                f"parameter {path!r} of {type(model).__name__} is still lazy: its shape is set by "
+                f"{path!r} of {type(model).__name__} is still lazy: its shape is set by "
                 "the first forward. Run the model once on a real input, then ask again."
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -85,14 +86,31 @@ def given(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Inputs:
     return Inputs(tuple(_as_tensor(a) for a in args), dict(kwargs or {}))
 
 
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse what is no number of samples.
+
+    Raises:
+        InvalidInput: if it is not ``None`` nor a whole number of 1 or more.
+    """
+    if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size >= 1):
+        raise InvalidInput(f"batch_size must be a whole number, at least 1; got {batch_size!r}")
+
+
+def materialised(t: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU: itself, or random numbers (zeros, if of integers) for one on meta."""
+    if not t.is_meta:
+        return t.detach().cpu().clone()
+    make = torch.randn if t.is_floating_point() else torch.zeros
+    return make(t.shape, dtype=t.dtype, device="cpu")
+
+
 def infer(model: nn.Module, batch_size: int = 1) -> Inputs:
     """Find an input the model accepts, from its configuration or its first layer.
 
     Raises:
         InvalidInput: if nothing fits; the message shows the call to make.
     """
-    if batch_size < 1:
-        raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     for source in (_from_huggingface, _from_timm, _from_torchvision, _from_first_layer):
         found = source(model, batch_size)
         if found is not None:

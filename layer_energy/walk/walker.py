@@ -22,7 +22,7 @@ from layer_energy.walk.clone import (
     to_meta,
     unwrap,
 )
-from layer_energy.walk.inputs import Inputs, given, infer
+from layer_energy.walk.inputs import Inputs, check_batch_size, given, infer, materialised
 from layer_energy.walk.recorder import Recorder
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.trace import LayerCall, Trace
@@ -53,7 +53,8 @@ def walk(
         WalkError: if the model cannot be walked; names the module and the operation.
     """
     if not isinstance(model, nn.Module):
-        raise InvalidInput(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidInput(_not_a_model(model))
+    check_batch_size(batch_size)
     model, notes = unwrap(model)
     check_materialised(model)
     if args or kwargs:
@@ -76,6 +77,17 @@ def walk(
     return Trace(type(model).__name__, calls, inputs.description, inputs.batch_size, via, notes)
 
 
+def _not_a_model(given: Any) -> str:
+    text = f"model must be a torch.nn.Module, got {type(given).__name__}"
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        return f"model must be a torch.nn.Module, got the class {given.__name__}; call it first"
+    if isinstance(given, str):
+        return f"{text}; make one of a name with layer_energy.models.build_model({given!r})"
+    if isinstance(given, Mapping):
+        return f"{text}; a state dict holds weights only: build the model they belong to"
+    return text
+
+
 def _on_meta(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
     args, kwargs = to_meta((inputs.args, inputs.kwargs))
     model.train(training)
@@ -95,8 +107,9 @@ def _in_place(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
 def _for_real(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type != "cpu":
-        raise WalkError(f"a real forward needs the model on the CPU, it is on {device}")
-    tensors = {id(t): _real(t) for t in inputs.tensors}
+        how = "give it weights" if device.type == "meta" else "move it there with model.cpu()"
+        raise WalkError(f"a real forward needs the model on the CPU, it is on {device}; {how}")
+    tensors = {id(t): materialised(t) for t in inputs.tensors}
     args, kwargs = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: tensors[id(t)], (inputs.args, inputs.kwargs)
     )
@@ -113,13 +126,6 @@ def _for_real(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
                 return _forward(model, args, kwargs, recorder)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-def _real(t: torch.Tensor) -> torch.Tensor:
-    if not t.is_meta:
-        return t.detach().cpu().clone()
-    make = torch.randn if t.is_floating_point() else torch.zeros
-    return make(t.shape, dtype=t.dtype, device="cpu")
 
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> Recorder:
@@ -147,9 +153,18 @@ def _first_that_works(model: nn.Module, inputs: Inputs, training: bool) -> tuple
                 return attempt(model, inputs, training), via
         except Exception as error:  # each attempt may fail in ways of the model's own
             failures.append((via, error))
+    hint = (
+        "If the input is wrong, pass the right one: predict_energy(model, (1, 3, 224, 224)); "
+        "integer inputs as tensors."
+    )
+    if not inputs.tensors:
+        types = ", ".join(type(value).__name__ for value in (*inputs.args, *inputs.kwargs.values()))
+        hint = (
+            f"No tensor is among the inputs ({types}): give tensors, or shapes as tuples of whole "
+            "numbers, such as predict_energy(model, (1, 3, 224, 224))."
+        )
     reasons = "\n".join(f"  {via}: {str(error)[:400]}" for via, error in failures)
     raise WalkError(
         f"{type(model).__name__} could not be walked with input {inputs.description}.\n{reasons}\n"
-        "If the input is wrong, pass the right one: predict_energy(model, (1, 3, 224, 224)); "
-        "integer inputs as tensors."
+        f"{hint}"
     ) from failures[0][1]

@@ -12,11 +12,12 @@ import gpu_protocol
 import step
 import totals
 
-from layer_energy import predict_energy
+from layer_energy import compare, predict_energy
 from layer_energy.dataset import Dataset
 from layer_energy.evaluate import Score, evaluate_networks, evaluate_paper, network_scores
 from layer_energy.model import EnergyModel
 from layer_energy.models import build_model
+from layer_energy.units import si
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -54,6 +55,24 @@ def vgg16_report() -> str:
     return f"```text\n{predict_energy(build_model('vgg16'), name='vgg16', device=DATASET)}\n```"
 
 
+def comparison_table() -> str:
+    """Three networks on two GPUs, as Markdown."""
+    table = compare(["vgg16", "resnet50", "mobilenet_v2"], ["nvidia-a100", "nvidia-a10"])
+    lines = [
+        "| model | device | accuracy | joules | 90 % interval | time | front |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in table.to_dict("records"):
+        front = "of all" if row["pareto"] else "of device" if row["pareto_on_device"] else ""
+        low, high = (si(row[f"energy_per_sample_{end}_j"], "J") for end in ("low", "high"))
+        lines.append(
+            f"| {row['model']} | {row['device']} | {row['accuracy']:.1%} | "
+            f"{si(row['energy_per_sample_j'], 'J')} | {low} – {high} | {si(row['time_s'], 's')} | "
+            f"{front} |"
+        )
+    return "\n".join(lines)
+
+
 def paper_table() -> str | None:
     """The paper's regressors and ours on the paper's data; ``None`` where those are not at hand."""
     if not PAPER.is_dir():
@@ -88,6 +107,7 @@ BLOCKS = {
     "table: step": lambda: step.markdown(EXTERNAL / "delrey2024"),
     "table: protocol": gpu_protocol.markdown,
     "output: vgg16": vgg16_report,
+    "table: compare": comparison_table,
     "table: paper": paper_table,
 }
 

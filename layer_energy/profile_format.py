@@ -1,0 +1,91 @@
+"""What the file of a profile must hold: it may be old, damaged, or from a stranger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layer_energy.errors import ProfileError
+from layer_energy.meters.base import QUALITIES
+
+SCHEMA_VERSION = 1
+
+LARGEST_RATIO = 1e30
+"""Of measured over predicted networks: anything beyond is damage."""
+
+_REBUILD = "rebuild it with `layer-energy fit DATASET --out FILE`"
+_DEVICE = {"name": str, "kind": str, "slug": str, "threads": int, "details": dict}
+_DATASET = {"name": str, "rows": int, "finished": str}
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """The JSON of a profile of this schema; its regressors check themselves.
+
+    Raises:
+        ProfileError: if it cannot be read, is no profile, is of another schema, or lacks a field.
+    """
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ProfileError(f"{path} is not a readable profile ({error}); {_REBUILD}") from error
+    if not isinstance(state, dict) or "schema_version" not in state:
+        raise ProfileError(
+            f"{path} is JSON, but not a profile: it has no schema_version; give a file made by "
+            "`layer-energy fit`"
+        )
+    version = state["schema_version"]
+    if type(version) is not int or version < 1:
+        raise ProfileError(
+            f"{path} has the schema {version!r}, which this version no longer reads (it reads "
+            f"{SCHEMA_VERSION}); {_REBUILD}"
+        )
+    if version > SCHEMA_VERSION:
+        raise ProfileError(
+            f"{path} has the schema {version}, this version reads up to {SCHEMA_VERSION}; "
+            "upgrade layer_energy"
+        )
+    try:
+        _check(state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, error) from error
+    return state
+
+
+def damaged(path: Path, error: Exception) -> ProfileError:
+    """The error for a profile whose fields cannot be what they are."""
+    return ProfileError(f"{path} is damaged ({error!r}); fetch it again or {_REBUILD}")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _check(state: Mapping[str, Any]) -> None:
+    _check_fields(state["device"], _DEVICE, "device", required=True)
+    _check_fields(state["dataset"], _DATASET, "dataset", required=False)
+    if state["quality"] not in QUALITIES:
+        raise ValueError(f"quality is {state['quality']!r}, not one of {', '.join(QUALITIES)}")
+    uncertainty = state["relative_uncertainty"]
+    if not 0 <= uncertainty <= 1:
+        raise ValueError(f"relative_uncertainty is {uncertainty!r}, not from 0 to 1")
+    sentences = state["assumptions"]
+    if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
+        raise ValueError("assumptions are not a list of sentences")
+    for target, (low, high) in state["networks"]["ratio"].items():
+        if not 0 < low <= high <= LARGEST_RATIO:
+            raise ValueError(f"the ratio of networks' {target} is {low!r} to {high!r}")
+    for key in state["kinds"]:
+        if key.count("/") != 2:
+            raise ValueError(f"{key!r} is not kind/dtype/gradients")
+    if not state["kinds"] and "law" not in state:
+        raise ValueError("it prices nothing: no layer types and no law")
+
+
+def _check_fields(
+    state: Mapping[str, Any], fields: Mapping[str, type], name: str, required: bool
+) -> None:
+    for field, kind in fields.items():
+        if (required or field in state) and not isinstance(state[field], kind):
+            raise ValueError(f"{name}.{field} is {state[field]!r}, not of type {kind.__name__}")
