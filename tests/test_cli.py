@@ -12,6 +12,7 @@ import pytest
 from layer_energy import cli
 from layer_energy.cli import base
 from layer_energy.dataset import Dataset
+from layer_energy.units import si
 from layer_energy.workload import NetworkMeasurement
 from tests.synthetic import make_dataset
 
@@ -73,6 +74,29 @@ def test_predict_uses_the_size_of_the_weights(run):
     assert json.loads(out)["input"] == "1x3x300x300"
 
 
+def test_a_limit_fails_with_its_own_code_and_says_both_numbers(run):
+    code, out, err = run("predict", "alexnet", "--fail-above", "1 mJ", "--json")
+    energy_j = json.loads(out)["energy_j"]
+    assert code == 1
+    assert "ABOVE the limit of 1.000 mJ" in " ".join(err.split())
+    assert si(energy_j, "J", 4) + " predicted" in " ".join(err.split())
+    assert run("predict", "alexnet", "--fail-above", f"{energy_j * 1.01 / 3600:.9f}Wh")[0] == 0
+    assert run("predict", "alexnet", "--fail-above", f"{energy_j * 0.99e-3:.9f}kJ")[0] == 1
+
+
+def test_predict_writes_a_page_and_folded_stacks(run, tmp_path):
+    page, stacks = tmp_path / "r.html", tmp_path / "r.folded"
+    code, out, err = run("predict", "alexnet", "--html", page, "--folded", stacks, "--json",
+                         "--carbon-intensity", 50, "--price", 0.5, "--currency", "CHF")  # fmt: skip
+    assert code == 0
+    assert str(page) in err.replace("\n", "")
+    assert '"rates":{"intensity_g_per_kwh":50.0,"price_per_kwh":0.5,"currency":"CHF"}' in (
+        page.read_text(encoding="utf-8")
+    )
+    joules = sum(int(line.split()[-1]) for line in stacks.read_text().splitlines()) * 1e-9
+    assert joules == pytest.approx(json.loads(out)["energy_j"], rel=1e-6)
+
+
 def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import torch\ndef net():\n    return torch.nn.Embedding(10, 4)\n"
@@ -98,6 +122,8 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["predict", "alexnet", "--device", "z80"], "no profile is called"),
         (["predict", "alexnet", "--dtype", "float31"], "float31"),
         (["predict", "alexnet", "--mode", "training"], "forward passes only"),
+        (["predict", "alexnet", "--fail-above", "12W"], "mJ, J, kJ, Wh"),
+        (["predict", "alexnet", "--fail-above", "J"], "as in 12J"),
         (["collect", "--out", "/dev/null/nope", "--rows", "relu=3"], "not a writable folder"),
         (["collect", "--out", "x", "--rows", "relux=3"], "no layer type is called"),
         (["collect", "--out", "x", "--rows", "relu=many"], "neither 'default'"),

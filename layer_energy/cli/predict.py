@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layer_energy.cli.base import Json, app, out, print_json
+from layer_energy.cli.base import Json, app, err, out, print_json
 from layer_energy.errors import WalkError
+from layer_energy.files import write_text_atomically
+from layer_energy.units import WORLD_INTENSITY_G_PER_KWH, parse_energy_j, si
+
+if TYPE_CHECKING:
+    from layer_energy.report import EnergyReport
 
 
 @app.command(epilog="Example: layer-energy predict resnet50 --batch-size 8")
@@ -36,13 +42,38 @@ def predict(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on operations without a model of their own.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report as one HTML file, too.")
+    ] = None,
+    carbon_intensity: Annotated[
+        float, typer.Option(help="For --html: g CO2e per kWh of electricity.")
+    ] = WORLD_INTENSITY_G_PER_KWH,
+    price: Annotated[
+        float, typer.Option(help="For --html: price of a kWh, assumed if not given.")
+    ] = 0.25,
+    currency: Annotated[str, typer.Option(help="For --html: currency of the price.")] = "EUR",
+    folded: Annotated[
+        Path | None,
+        typer.Option("--folded", help="Write folded stacks (nanojoules) for flame-graph tools."),
+    ] = None,
+    fail_above: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-above",
+            help="Exit with code 1 if the predicted joules exceed this: 12J, 500mJ, 1kJ, 2Wh.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the joules of one forward pass."""
+    """Predict the joules of one forward pass.
+
+    Exit codes: 0; 1 if --fail-above is exceeded; 2 for mistakes.
+    """
     from layer_energy.models import build_model, default_input
     from layer_energy.predict import predict_energy
     from layer_energy.report.text import render
 
+    limit_j = None if fail_above is None else parse_energy_j(fail_above)
     args, kwargs = _inputs(input or [])
     built = build_model(model)
     if not args and not kwargs and (size := default_input(model)):
@@ -71,6 +102,30 @@ def predict(
         print_json(report.to_dict())
     else:
         out.print(render(report))
+    if html:
+        report.to_html(
+            html, intensity_g_per_kwh=carbon_intensity, price_per_kwh=price, currency=currency
+        )
+        err.print(f"written: {html}", markup=False, highlight=False)
+    if folded:
+        write_text_atomically(folded, report.to_folded())
+        err.print(f"written: {folded}", markup=False, highlight=False)
+    if limit_j is not None:
+        _check(report, limit_j)
+
+
+def _check(report: EnergyReport, limit_j: float) -> None:
+    low_j, high_j = (si(value, "J", 4) for value in report.interval_j)
+    above = report.energy_j > limit_j
+    err.print(
+        f"{report.model} on {report.device}: {si(report.energy_j, 'J', 4)} predicted (90 % "
+        f"interval {low_j} to {high_j}), {'ABOVE' if above else 'within'} the limit of "
+        f"{si(limit_j, 'J', 4)}",
+        markup=False,
+        highlight=False,
+    )
+    if above:
+        raise typer.Exit(1)
 
 
 def _inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
