@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from layer_energy.model import EnergyModel, profiles
     from layer_energy.predict import predict_energy
     from layer_energy.report import EnergyReport
+    from layer_energy.report.difference import diff
     from layer_energy.walk import Trace, walk
+    from layer_energy.whatif import largest_within, plot_sweep, sweep
     from layer_energy.workload import Cost, Device, Measurement, Workload
 
 _HOMES = {
@@ -30,8 +32,12 @@ _HOMES = {
     "Measurement": "workload",
     "Trace": "walk",
     "Workload": "workload",
+    "diff": "report.difference",
+    "largest_within": "whatif",
+    "plot_sweep": "whatif",
     "predict_energy": "predict",
     "profiles": "model",
+    "sweep": "whatif",
     "walk": "walk",
 }
 
@@ -45,8 +51,12 @@ __all__ = [
     "Trace",
     "Workload",
     "__version__",
+    "diff",
+    "largest_within",
+    "plot_sweep",
     "predict_energy",
     "profiles",
+    "sweep",
     "walk",
 ]
 

@@ -148,7 +148,8 @@ def test_public_names():
 
     assert set(layer_energy.__all__) == {
         "Cost", "Dataset", "Device", "EnergyModel", "EnergyReport", "Measurement", "Trace",
-        "Workload", "__version__", "predict_energy", "profiles", "walk",
+        "Workload", "__version__", "diff", "largest_within", "plot_sweep", "predict_energy",
+        "profiles", "sweep", "walk",
     }  # fmt: skip
     for name in layer_energy.__all__:
         assert getattr(layer_energy, name)

@@ -9,7 +9,7 @@ import sys
 
 from rich.markup import escape
 
-from layer_energy.cli import calibrate, collect, evaluate, predict, profiles, project
+from layer_energy.cli import calibrate, collect, evaluate, predict, profiles, project, whatif
 from layer_energy.cli.base import app, err
 from layer_energy.errors import LayerEnergyError
 
@@ -22,6 +22,7 @@ __all__ = [
     "predict",
     "profiles",
     "project",
+    "whatif",
 ]
 
 

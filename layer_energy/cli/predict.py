@@ -16,29 +16,35 @@ if TYPE_CHECKING:
     from layer_energy.report import EnergyReport
 
 
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="A torchvision name, timm:NAME, hf:PATH-OR-CONFIG, or package.module:factory."
+    ),
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", help="Shape of an input, 1,3,224,224 or 1,128:int64; NAME=SHAPE for a keyword."
+    ),
+]
+Profile = Annotated[
+    str | None, typer.Option("--device", help="A profile: a shipped name or a .json file.")
+]
+Dtype = Annotated[str | None, typer.Option(help="Price as if run in this dtype.")]
+Mode = Annotated[str, typer.Option(help="inference or training.")]
+
+
 @app.command(epilog="Example: layer-energy predict resnet50 --batch-size 8")
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A torchvision name, timm:NAME, hf:PATH-OR-CONFIG, or package.module:factory."
-        ),
-    ],
-    input: Annotated[  # noqa: A002  # the option's name
-        list[str] | None,
-        typer.Option(
-            "--input",
-            help="Shape of an input, 1,3,224,224 or 1,128:int64; NAME=SHAPE for a keyword.",
-        ),
-    ] = None,
+    model: ModelName,
+    input: Input = None,  # noqa: A002  # the option's name
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Samples of an inferred input.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="A profile: a shipped name or a .json file.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Price as if run in this dtype.")] = None,
-    mode: Annotated[str, typer.Option(help="inference or training.")] = "inference",
+    device: Profile = None,
+    dtype: Dtype = None,
+    mode: Mode = "inference",
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on operations without a model of their own.")
     ] = False,
@@ -69,35 +75,12 @@ def predict(
 
     Exit codes: 0; 1 if --fail-above is exceeded; 2 for mistakes.
     """
-    from layer_energy.models import build_model, default_input
-    from layer_energy.predict import predict_energy
     from layer_energy.report.text import render
 
     limit_j = None if fail_above is None else parse_energy_j(fail_above)
-    args, kwargs = _inputs(input or [])
-    built = build_model(model)
-    if not args and not kwargs and (size := default_input(model)):
-        args, batch_size = ((batch_size or 1, *size),), None
-        assumed = f"input {'x'.join(map(str, args[0]))} from the transforms of {model}'s weights"
-    else:
-        assumed = ""
-    options: dict[str, Any] = {
-        "kwargs": kwargs,
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-        "mode": mode,
-        "strict": strict,
-        "name": model,
-    }
-    try:
-        report = predict_energy(built, *args, **options)
-    except WalkError:
-        if not any(parameter.is_meta for parameter in built.parameters()):
-            raise
-        report = predict_energy(build_model(model, real=True), *args, **options)
-    if assumed:
-        report.assumptions.insert(0, assumed)
+    report = predicted(
+        model, input, batch_size=batch_size, device=device, dtype=dtype, mode=mode, strict=strict
+    )
     if as_json:
         print_json(report.to_dict())
     else:
@@ -128,15 +111,43 @@ def _check(report: EnergyReport, limit_j: float) -> None:
         raise typer.Exit(1)
 
 
-def _inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def predicted(
+    model: str, inputs: list[str] | None, batch_size: int | None, **options: Any
+) -> EnergyReport:
+    """The report of a model by name; a model that cannot be walked without values gets some."""
+    from layer_energy.models import build_model
+    from layer_energy.predict import predict_energy
+
+    args, kwargs, assumed = inputs_of(model, inputs, batch_size or 1)
+    options |= {"kwargs": kwargs, "batch_size": None if assumed else batch_size, "name": model}
+    built = build_model(model)
+    try:
+        report = predict_energy(built, *args, **options)
+    except WalkError:
+        if not any(parameter.is_meta for parameter in built.parameters()):
+            raise
+        report = predict_energy(build_model(model, real=True), *args, **options)
+    if assumed:
+        report.assumptions.insert(0, assumed)
+    return report
+
+
+def inputs_of(
+    model: str, texts: list[str] | None, batch_size: int = 1
+) -> tuple[tuple[Any, ...], dict[str, Any], str]:
+    """Inputs as written, else those of the model's weights, and what was assumed."""
+    from layer_energy.models import default_input
     from layer_energy.walk import parse_shape
 
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    for text in texts:
+    for text in texts or []:
         name, equals, shape = text.partition("=")
         if equals:
             kwargs[name] = parse_shape(shape)
         else:
             args.append(parse_shape(text))
-    return tuple(args), kwargs
+    if not texts and (size := default_input(model)):
+        shape = "x".join(map(str, (batch_size, *size)))
+        return ((batch_size, *size),), {}, f"input {shape} from the transforms of {model}'s weights"
+    return tuple(args), kwargs, ""

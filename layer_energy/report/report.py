@@ -15,6 +15,7 @@ from layer_energy.workload import Cost
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +265,26 @@ class EnergyReport:
         from layer_energy.report.tree import folded_stacks
 
         return folded_stacks(self)
+
+    def plot(self, by: str = "kind", *, depth: int = 1, ax: Axes | None = None) -> Axes:
+        """Bars of the joules with 90 % intervals, the costliest 15 first.
+
+        Args:
+            by: ``"kind"``, by layer type, or ``"module"``.
+            depth: of the modules, as in :meth:`by_module`.
+            ax: axes to draw into; new ones if not given.
+
+        Raises:
+            MissingPackage: without matplotlib (``pip install "layer-energy[report]"``).
+        """
+        from layer_energy.report.plot import plot
+
+        return plot(self, by, depth, ax)
+
+    def _repr_html_(self) -> str:
+        from layer_energy.report.notebook import to_fragment
+
+        return to_fragment(self)
 
     def __str__(self) -> str:
         from layer_energy.report.text import to_text
