@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from layer_energy.model import EnergyModel, profiles
     from layer_energy.predict import predict_energy
     from layer_energy.report import EnergyReport
+    from layer_energy.report.difference import diff
     from layer_energy.verification import Verification, verify
     from layer_energy.walk import Trace, walk
+    from layer_energy.whatif import largest_within, plot_sweep, sweep
     from layer_energy.workload import Cost, Device, Measurement, Workload
 
 _HOMES = {
@@ -34,8 +36,12 @@ _HOMES = {
     "Verification": "verification",
     "Workload": "workload",
     "compare": "comparison",
+    "diff": "report.difference",
+    "largest_within": "whatif",
+    "plot_sweep": "whatif",
     "predict_energy": "predict",
     "profiles": "model",
+    "sweep": "whatif",
     "verify": "verification",
     "walk": "walk",
 }
@@ -52,8 +58,12 @@ __all__ = [
     "Workload",
     "__version__",
     "compare",
+    "diff",
+    "largest_within",
+    "plot_sweep",
     "predict_energy",
     "profiles",
+    "sweep",
     "verify",
     "walk",
 ]

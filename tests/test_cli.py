@@ -12,6 +12,7 @@ import pytest
 from layer_energy import cli
 from layer_energy.cli import base
 from layer_energy.dataset import Dataset
+from layer_energy.units import si
 from layer_energy.workload import NetworkMeasurement
 from tests.synthetic import make_dataset
 
@@ -73,6 +74,66 @@ def test_predict_uses_the_size_of_the_weights(run):
     assert json.loads(out)["input"] == "1x3x300x300"
 
 
+def test_a_limit_fails_with_its_own_code_and_says_both_numbers(run):
+    code, out, err = run("predict", "alexnet", "--fail-above", "1 mJ", "--json")
+    energy_j = json.loads(out)["energy_j"]
+    assert code == 1
+    assert "ABOVE the limit of 1.000 mJ" in " ".join(err.split())
+    assert si(energy_j, "J", 4) + " predicted" in " ".join(err.split())
+    assert run("predict", "alexnet", "--fail-above", f"{energy_j * 1.01 / 3600:.9f}Wh")[0] == 0
+    assert run("predict", "alexnet", "--fail-above", f"{energy_j * 0.99e-3:.9f}kJ")[0] == 1
+
+
+def test_predict_writes_a_page_and_folded_stacks(run, tmp_path):
+    page, stacks = tmp_path / "r.html", tmp_path / "r.folded"
+    code, out, err = run("predict", "alexnet", "--html", page, "--folded", stacks, "--json",
+                         "--carbon-intensity", 50, "--price", 0.5, "--currency", "CHF")  # fmt: skip
+    assert code == 0
+    assert str(page) in err.replace("\n", "")
+    assert '"rates":{"intensity_g_per_kwh":50.0,"price_per_kwh":0.5,"currency":"CHF"}' in (
+        page.read_text(encoding="utf-8")
+    )
+    joules = sum(int(line.split()[-1]) for line in stacks.read_text().splitlines()) * 1e-9
+    assert joules == pytest.approx(json.loads(out)["energy_j"], rel=1e-6)
+
+
+def test_diff_of_two_models(run):
+    args = ("diff", "vgg11", "vgg13", "--depth", 1)
+    code, out, _ = run(*args, "--json")
+    assert code == 0
+    assert [change["path"] for change in json.loads(out)["changes"]] == ["features"]
+    assert "2 modules cost the same" in run(*args)[1]
+
+
+def test_sweep_prints_draws_and_writes(run, tmp_path):
+    args = ("sweep", "alexnet", "--batch-size", "1,2", "--image-size", "96,224")
+    csv, png = tmp_path / "sweep.csv", tmp_path / "sweep.png"
+    code, out, _ = run(*args, "--json", "--csv", csv, "--plot", png)
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["input"] for row in rows] == ["1x3x96x96", "1x3x224x224", "2x3x96x96",
+                                              "2x3x224x224"]  # fmt: skip
+    assert len(csv.read_text().splitlines()) == 5
+    assert png.read_bytes().startswith(b"\x89PNG")
+    alone = json.loads(run("predict", "alexnet", "--json")[1])
+    assert rows[1]["energy_j"] == pytest.approx(alone["energy_j"])
+    out = run(*args)[1]
+    assert "predicted, not measured" in out
+    assert "estimated" in out
+
+
+def test_sweep_finds_the_largest_batch_in_a_budget(run):
+    code, out, _ = run("sweep", "alexnet", "--joule-budget", "500mJ", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["energy_j"] <= 0.5 < found["next_energy_j"]
+    assert found["next"] == found["batch_size"] + 1
+    alone = run("predict", "alexnet", "--batch-size", found["batch_size"], "--json")[1]
+    assert json.loads(alone)["energy_j"] == pytest.approx(found["energy_j"])
+    out = run("sweep", "alexnet", "--joule-budget", "500mJ")[1]
+    assert "predicted, 90 % interval" in " ".join(out.split())
+
+
 def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import torch\ndef net():\n    return torch.nn.Embedding(10, 4)\n"
@@ -98,6 +159,13 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["predict", "alexnet", "--device", "z80"], "no profile is called"),
         (["predict", "alexnet", "--dtype", "float31"], "float31"),
         (["predict", "alexnet", "--mode", "training"], "forward passes only"),
+        (["predict", "alexnet", "--fail-above", "12W"], "mJ, J, kJ, Wh"),
+        (["predict", "alexnet", "--fail-above", "J"], "as in 12J"),
+        (["sweep", "alexnet", "--batch-size", "1,x"], "--batch-size takes values"),
+        (["sweep", "alexnet", "--batch-size", "0"], "at least 1"),
+        (["sweep", "alexnet", "--joule-budget", "1mJ"], "even batch_size 1"),
+        (["sweep", "alexnet", "--joule-budget", "1J", "--dtype", "a,b"], "give one dtype"),
+        (["sweep", "alexnet", "--joule-budget", "1J", "--largest", "hat"], "image_size, got"),
         (["collect", "--out", "/dev/null/nope", "--rows", "relu=3"], "not a writable folder"),
         (["collect", "--out", "x", "--rows", "relux=3"], "no layer type is called"),
         (["collect", "--out", "x", "--rows", "relu=many"], "neither 'default'"),
@@ -125,8 +193,9 @@ def test_mistakes_are_one_clear_line_and_a_code(run, tmp_path, monkeypatch, args
 
 def test_help_of_every_command_has_an_example(run):
     evaluate = [["evaluate", name] for name in ("networks", "layers", "paper")]
-    for command in (["predict"], ["collect"], ["merge"], ["fit"], *evaluate, ["profiles"],
-                    ["doctor"], ["project"], ["calibrate"], ["compare"], ["verify"]):  # fmt: skip
+    for command in (["predict"], ["diff"], ["sweep"], ["collect"], ["merge"], ["fit"], *evaluate,
+                    ["profiles"], ["doctor"], ["project"], ["calibrate"], ["compare"],
+                    ["verify"]):  # fmt: skip
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert "Example: layer-energy" in out

@@ -1,12 +1,14 @@
 """Units: prefixes round before they choose, conversions are the textbook ones."""
 
+import contextlib
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layer_energy.units import carbon_g, energy_wh, money, si
+from layer_energy.errors import InvalidInput
+from layer_energy.units import carbon_g, energy_wh, money, parse_energy_j, si
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,24 @@ def test_conversions():
     assert energy_wh(3600) == 1
     assert carbon_g(3.6e6, 400) == 400
     assert money(7.2e6, 0.3) == pytest.approx(0.6)
+
+
+@given(st.floats(1e-6, 1e12), st.sampled_from([("mJ", 1e-3), ("J", 1), ("kJ", 1e3), ("Wh", 3600)]))
+def test_energies_are_read_as_written(value, unit):
+    name, scale = unit
+    for text in (f"{value!r}{name}", f" {value!r} {name} "):
+        assert parse_energy_j(text) == pytest.approx(value * scale)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "J", "12", "12W", "12 MJ", "12mj", "-3J", "0J", "1e999J", "nanJ", "1,5J", "1 2J"]
+)
+def test_what_is_no_energy_is_refused(text):
+    with pytest.raises(InvalidInput, match="is not an energy"):
+        parse_energy_j(text)
+
+
+@given(st.text())
+def test_any_text_is_an_energy_or_a_clear_error(text):
+    with contextlib.suppress(InvalidInput):
+        assert 0 < parse_energy_j(text) < math.inf

@@ -18,6 +18,7 @@ from layer_energy.cli import (
     profiles,
     project,
     verify,
+    whatif,
 )
 from layer_energy.cli.base import app, err
 from layer_energy.errors import LayerEnergyError
@@ -33,6 +34,7 @@ __all__ = [
     "profiles",
     "project",
     "verify",
+    "whatif",
 ]
 
 

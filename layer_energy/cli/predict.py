@@ -2,50 +2,134 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layer_energy.cli.base import Json, app, out, parse_inputs, print_json
+from layer_energy.cli.base import Json, app, err, out, parse_inputs, print_json
+from layer_energy.files import write_text_atomically
+from layer_energy.units import WORLD_INTENSITY_G_PER_KWH, parse_energy_j, si
+
+if TYPE_CHECKING:
+    from layer_energy.report import EnergyReport
+
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="A torchvision name, timm:NAME, hf:PATH-OR-CONFIG, or package.module:factory."
+    ),
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", help="Shape of an input, 1,3,224,224 or 1,128:int64; NAME=SHAPE for a keyword."
+    ),
+]
+Profile = Annotated[
+    str | None, typer.Option("--device", help="A profile: a shipped name or a .json file.")
+]
+Dtype = Annotated[str | None, typer.Option(help="Price as if run in this dtype.")]
+Mode = Annotated[str, typer.Option(help="inference or training.")]
 
 
 @app.command(epilog="Example: layer-energy predict resnet50 --batch-size 8")
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A torchvision name, timm:NAME, hf:PATH-OR-CONFIG, or package.module:factory."
-        ),
-    ],
-    input: Annotated[  # noqa: A002  # the option's name
-        list[str] | None,
-        typer.Option(
-            "--input",
-            help="Shape of an input, 1,3,224,224 or 1,128:int64; NAME=SHAPE for a keyword.",
-        ),
-    ] = None,
+    model: ModelName,
+    input: Input = None,  # noqa: A002  # the option's name
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Samples of an inferred input.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="A profile: a shipped name or a .json file.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Price as if run in this dtype.")] = None,
-    mode: Annotated[str, typer.Option(help="inference or training.")] = "inference",
+    device: Profile = None,
+    dtype: Dtype = None,
+    mode: Mode = "inference",
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on operations without a model of their own.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report as one HTML file, too.")
+    ] = None,
+    carbon_intensity: Annotated[
+        float, typer.Option(help="For --html: g CO2e per kWh of electricity.")
+    ] = WORLD_INTENSITY_G_PER_KWH,
+    price: Annotated[
+        float, typer.Option(help="For --html: price of a kWh, assumed if not given.")
+    ] = 0.25,
+    currency: Annotated[str, typer.Option(help="For --html: currency of the price.")] = "EUR",
+    folded: Annotated[
+        Path | None,
+        typer.Option("--folded", help="Write folded stacks (nanojoules) for flame-graph tools."),
+    ] = None,
+    fail_above: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-above",
+            help="Exit with code 1 if the predicted joules exceed this: 12J, 500mJ, 1kJ, 2Wh.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the joules of one forward pass."""
-    from layer_energy.models import walk_model
-    from layer_energy.predict import predict_energy
+    """Predict the joules of one forward pass.
+
+    Exit codes: 0; 1 if --fail-above is exceeded; 2 for mistakes.
+    """
     from layer_energy.report.text import render
 
-    args, kwargs = parse_inputs(input or [])
-    trace = walk_model(model, *args, kwargs=kwargs, batch_size=batch_size)
-    report = predict_energy(trace, device=device, dtype=dtype, mode=mode, strict=strict, name=model)
+    limit_j = None if fail_above is None else parse_energy_j(fail_above)
+    report = predicted(
+        model, input, batch_size=batch_size, device=device, dtype=dtype, mode=mode, strict=strict
+    )
     if as_json:
         print_json(report.to_dict())
     else:
         out.print(render(report))
+    if html:
+        report.to_html(
+            html, intensity_g_per_kwh=carbon_intensity, price_per_kwh=price, currency=currency
+        )
+        err.print(f"written: {html}", markup=False, highlight=False)
+    if folded:
+        write_text_atomically(folded, report.to_folded())
+        err.print(f"written: {folded}", markup=False, highlight=False)
+    if limit_j is not None:
+        _check(report, limit_j)
+
+
+def _check(report: EnergyReport, limit_j: float) -> None:
+    low_j, high_j = (si(value, "J", 4) for value in report.interval_j)
+    above = report.energy_j > limit_j
+    err.print(
+        f"{report.model} on {report.device}: {si(report.energy_j, 'J', 4)} predicted (90 % "
+        f"interval {low_j} to {high_j}), {'ABOVE' if above else 'within'} the limit of "
+        f"{si(limit_j, 'J', 4)}",
+        markup=False,
+        highlight=False,
+    )
+    if above:
+        raise typer.Exit(1)
+
+
+def predicted(
+    model: str, inputs: list[str] | None, batch_size: int | None, **options: Any
+) -> EnergyReport:
+    """The report of a model by name; a model that cannot be walked without values gets some."""
+    from layer_energy.models import walk_model
+    from layer_energy.predict import predict_energy
+
+    args, kwargs = parse_inputs(inputs or [])
+    trace = walk_model(model, *args, kwargs=kwargs, batch_size=batch_size)
+    return predict_energy(trace, name=model, **options)
+
+
+def inputs_of(
+    model: str, texts: list[str] | None, batch_size: int = 1
+) -> tuple[tuple[Any, ...], dict[str, Any], str]:
+    """Inputs as written, else those of the model's weights, and what was assumed."""
+    from layer_energy.models import default_input
+
+    args, kwargs = parse_inputs(texts or [])
+    if not texts and (size := default_input(model)):
+        shape = "x".join(map(str, (batch_size, *size)))
+        return ((batch_size, *size),), {}, f"input {shape} from the transforms of {model}'s weights"
+    return args, kwargs, ""

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 WIDTH = 96
 KINDS_SHOWN = 12
+ORIGINS = {
+    "measured": "measured by an energy counter",
+    "estimated": "ESTIMATED, time × assumed power",
+}
+"""What the joules of a profile are, by its quality."""
 
 
 def to_text(report: EnergyReport, width: int = WIDTH) -> str:
@@ -49,7 +54,7 @@ def render(report: EnergyReport) -> RenderableType:
             f"{sum(s.calls for s in rest)}",
             _count(sum(s.macs for s in rest)),
             si(energy_j, "J"),
-            _interval(sum(s.energy_low_j for s in rest), sum(s.energy_high_j for s in rest)),
+            interval(sum(s.energy_low_j for s in rest), sum(s.energy_high_j for s in rest)),
             si(sum(s.time_s for s in rest), "s"),
             f"{sum(s.share for s in rest):.1%}",
         )
@@ -59,7 +64,7 @@ def render(report: EnergyReport) -> RenderableType:
         f"{len(report.layers)}",
         _count(report.macs),
         si(report.energy_j, "J"),
-        _interval(*report.interval_j),
+        interval(*report.interval_j),
         si(report.time_s, "s"),
         "100.0%",
         style="bold",
@@ -73,7 +78,7 @@ def _add(table: Table, share: Share) -> None:
         str(share.calls),
         _count(share.macs),
         si(share.energy_j, "J"),
-        _interval(share.energy_low_j, share.energy_high_j),
+        interval(share.energy_low_j, share.energy_high_j),
         si(share.time_s, "s"),
         f"{share.share:.1%}",
     )
@@ -83,7 +88,8 @@ def _count(n: int) -> str:
     return si(n, "").strip() if n else "-"
 
 
-def _interval(low_j: float, high_j: float) -> str:
+def interval(low_j: float, high_j: float) -> str:
+    """``"324 mJ – 2.47 J"``."""
     return f"{si(low_j, 'J')} – {si(high_j, 'J')}"
 
 
@@ -97,15 +103,13 @@ def _costliest_outside(report: EnergyReport) -> str:
     return f"; of the rest, {layer.call.path or layer.call.op} costs most: {reason}"
 
 
-def _footnotes(report: EnergyReport) -> list[Text]:
+def notes(report: EnergyReport) -> list[str]:
+    """Where the numbers come from and how far they go, in sentences; assumptions apart."""
     per_sample = report.energy_j / max(report.batch_size, 1)
-    origin = {
-        "measured": "measured by an energy counter",
-        "estimated": "ESTIMATED, time × assumed power",
-    }.get(report.quality, report.quality.upper())
+    origin = ORIGINS.get(report.quality, report.quality.upper())
     joules = f"joules of the profile: {origin}, ±{report.relative_uncertainty:.0%}"
     unmodelled = 1 - report.coverage
-    lines = [
+    return [
         f"{si(per_sample, 'J')} per sample, {si(energy_wh(report.energy_j), 'Wh')} in all; "
         f"mean power {si(report.energy_j / report.time_s if report.time_s else 0.0, 'W')}",
         joules,
@@ -120,4 +124,7 @@ def _footnotes(report: EnergyReport) -> list[Text]:
         ),
         f"fitted on: {report.source}",
     ]
-    return [Text("· " + line, style="dim") for line in [*lines, *report.assumptions]]
+
+
+def _footnotes(report: EnergyReport) -> list[Text]:
+    return [Text("· " + line, style="dim") for line in [*notes(report), *report.assumptions]]
