@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layer_energy.layers.base import count
+from layer_energy.profile_format import LARGEST, half_width
 from layer_energy.workload import Workload
 
 Array = NDArray[np.float64]
@@ -208,19 +209,16 @@ class Law:
             ValueError, KeyError, TypeError: if the state is damaged.
         """
         coefficients = {name: float(state["coefficients"][name]) for name in COEFFICIENTS}
-        if not all(0 < v <= 1e30 for v in coefficients.values()):
-            raise ValueError("a coefficient is not a plausible positive number")
-        energy, time = state["half_width"]
+        if not all(0 < v <= LARGEST for v in coefficients.values()):
+            raise ValueError("a coefficient is not a positive number, or far too large")
         units, tf32 = int(state["units"]), state["tf32"]
-        if not 1 <= units <= 1e30 or not (tf32 is None or 0 < float(tf32) <= 1e30):
+        if not 1 <= units <= LARGEST or not (tf32 is None or 0 < float(tf32) <= LARGEST):
             raise ValueError(f"units are {units} and tf32 is {tf32}")
-        if not 0 <= energy < 100 or not 0 <= time < 100:  # exp(200) is still a number
-            raise ValueError(f"half_width is {state['half_width']}")
         return cls(
             coefficients,
             units,
             None if tf32 is None else float(tf32),
-            (float(energy), float(time)),
+            half_width(state["half_width"]),
             {key: (float(v[0]), float(v[1])) for key, v in state["seen"].items()},
         )
 

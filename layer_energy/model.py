@@ -21,9 +21,8 @@ from layer_energy.files import write_text_atomically
 from layer_energy.law import Law, work
 from layer_energy.layers.base import count
 from layer_energy.layers.memory import GENERIC
-from layer_energy.profile_format import SCHEMA_VERSION, damaged, read_profile
+from layer_energy.profile_format import SCHEMA_VERSION, damaged, finite, half_width, read_profile
 from layer_energy.regressors import AUTO, Features, Regressor, choose, features, load, make
-from layer_energy.regressors.base import finite
 from layer_energy.regressors.features import Array
 from layer_energy.workload import Params, Workload
 
@@ -40,9 +39,6 @@ _SLACK = 1e-4
 
 OUTSIDE_FACTOR = 2.0
 """Outside the fitted range the half-width of an interval is multiplied by this, in the log."""
-
-MAX_HALF_WIDTH = 100.0
-"""Of an interval in the log; no fit is that bad, and its exponential is still a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +113,10 @@ class KindModel:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> KindModel:
         """The inverse of :meth:`to_dict`."""
-        energy, time = finite(state["half_width"], 2)
-        if not 0 <= min(energy, time) <= max(energy, time) <= MAX_HALF_WIDTH:
-            raise ValueError(f"half_width is {state['half_width']}")
         low = finite(state["low"], None)
         return cls(
             load(state["regressor"]),
-            (float(energy), float(time)),
+            half_width(state["half_width"]),
             low,
             finite(state["high"], len(low)),
             int(state["rows"]),

@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from layer_energy.errors import ProfileError
 from layer_energy.meters.base import QUALITIES
 
 SCHEMA_VERSION = 1
 
-LARGEST_RATIO = 1e30
-"""Of measured over predicted networks: anything beyond is damage."""
+LARGEST = 1e30
+"""Of a number in a profile: far beyond any physical one, and products of them are still finite."""
+
+MAX_HALF_WIDTH = 100.0
+"""Of an interval in the log; no fit is that bad, and its exponential is still a number."""
 
 _REBUILD = "rebuild it with `layer-energy fit DATASET --out FILE`"
 _DEVICE = {"name": str, "kind": str, "slug": str, "threads": int, "details": dict}
@@ -58,6 +64,37 @@ def damaged(path: Path, error: Exception) -> ProfileError:
     return ProfileError(f"{path} is damaged ({error!r}); fetch it again or {_REBUILD}")
 
 
+def finite(values: Any, *shape: int | None) -> NDArray[np.float64]:
+    """An array from a profile.
+
+    Args:
+        values: nested lists.
+        shape: what they must have; ``None`` is any length.
+
+    Raises:
+        ValueError: if a value is not a number, beyond ``LARGEST``, or the shape is another.
+    """
+    array = np.array(values, dtype=float)
+    fits = len(shape) == array.ndim and all(
+        wanted in (None, length) for wanted, length in zip(shape, array.shape, strict=True)
+    )
+    if not fits or not (np.abs(array) <= LARGEST).all():
+        raise ValueError(f"expected plausible numbers of the shape {shape}, got {str(values)[:60]}")
+    return array
+
+
+def half_width(values: Any) -> tuple[float, float]:
+    """(energy, time) log half-widths of 90 % intervals.
+
+    Raises:
+        ValueError: if they are not two numbers from 0 to ``MAX_HALF_WIDTH``.
+    """
+    energy, time = finite(values, 2).tolist()
+    if not (0 <= energy <= MAX_HALF_WIDTH and 0 <= time <= MAX_HALF_WIDTH):
+        raise ValueError(f"half_width is {values}, not from 0 to {MAX_HALF_WIDTH:g}")
+    return energy, time
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number")
 
@@ -74,7 +111,7 @@ def _check(state: Mapping[str, Any]) -> None:
     if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
         raise ValueError("assumptions are not a list of sentences")
     for target, (low, high) in state["networks"]["ratio"].items():
-        if not 0 < low <= high <= LARGEST_RATIO:
+        if not 0 < low <= high <= LARGEST:
             raise ValueError(f"the ratio of networks' {target} is {low!r} to {high!r}")
     for key in state["kinds"]:
         if key.count("/") != 2:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
-
 from layer_energy.errors import InvalidInput, ProfileError
 from layer_energy.regressors.features import Array, Features
 
@@ -34,29 +32,6 @@ class Regressor(Protocol):
     def from_dict(cls, state: dict[str, Any]) -> Regressor:
         """Rebuild what ``to_dict`` described."""
         ...
-
-
-LARGEST = 1e30
-"""Of a number in a profile: far beyond any physical one, and products of them are still finite."""
-
-
-def finite(values: Any, *shape: int | None) -> Array:
-    """An array from a profile.
-
-    Args:
-        values: nested lists.
-        shape: what they must have; ``None`` is any length.
-
-    Raises:
-        ValueError: if a value is not a number, beyond ``LARGEST``, or the shape is another.
-    """
-    array = np.array(values, dtype=float)
-    fits = len(shape) == array.ndim and all(
-        wanted in (None, length) for wanted, length in zip(shape, array.shape, strict=True)
-    )
-    if not fits or not (np.abs(array) <= LARGEST).all():
-        raise ValueError(f"expected plausible numbers of the shape {shape}, got {str(values)[:60]}")
-    return array
 
 
 _REGRESSORS: dict[str, type[Regressor]] = {}

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from layer_energy.errors import ProfileError
-from layer_energy.regressors.base import TARGETS, finite, register
+from layer_energy.profile_format import finite
+from layer_energy.regressors.base import TARGETS, register
 from layer_energy.regressors.features import Array, Features
 
 _MIN_ROWS_PER_DRIVER = 8

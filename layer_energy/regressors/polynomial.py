@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from layer_energy.regressors.base import finite, register
+from layer_energy.profile_format import finite
+from layer_energy.regressors.base import register
 from layer_energy.regressors.features import Array, Features
 
 _FLOOR = 1e-3
