@@ -104,7 +104,7 @@ def classifiers() -> list[str]:
     """
     try:
         from torchvision import models
-    except ImportError:
+    except ModuleNotFoundError:
         raise InvalidInput("torchvision is not installed: pip install torchvision") from None
     return list(models.list_models(module=models))
 
@@ -137,7 +137,7 @@ def _best_weights(name: str) -> Any:
         return None
     try:
         from torchvision import models
-    except ImportError:
+    except ModuleNotFoundError:
         return None
     try:
         return getattr(models.get_model_weights(name), "DEFAULT", None)
@@ -148,7 +148,7 @@ def _best_weights(name: str) -> Any:
 def _torchvision(name: str) -> Callable[[], Any]:
     try:
         from torchvision import models
-    except ImportError:
+    except ModuleNotFoundError:
         raise InvalidInput(
             f"{name} is looked for in torchvision, which is not installed: pip install torchvision"
         ) from None

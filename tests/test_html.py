@@ -228,7 +228,7 @@ def test_names_of_a_model_are_shown_not_run(open_page, tmp_path):
 
 
 def test_ten_thousand_layers_draw_little_and_open(open_page, tmp_path, report):
-    """What keeps the page fast; ``tests/benchmarks/html.py`` prints the seconds."""
+    """What keeps the page fast; ``tests/benchmarks/html_report.py`` prints the seconds."""
     model = nn.Sequential(*[
         nn.Sequential(*[nn.Sequential(*[nn.Linear(4, 4) for _ in range(10)]) for _ in range(10)])
         for _ in range(100)

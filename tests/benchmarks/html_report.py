@@ -1,6 +1,6 @@
 """Seconds a browser takes to open HTML reports, and their size: up to 10 000 layers.
 
-Run:  python -m tests.benchmarks.html
+Run:  python -m tests.benchmarks.html_report
 """
 
 from __future__ import annotations
