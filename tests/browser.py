@@ -33,9 +33,9 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
     """Wait for a condition; the page's own policy forbids playwright's way of doing so."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "the page did not get there"
+        assert time.monotonic() < deadline, f"not so after {timeout_s:.0f} s: {what}"
         time.sleep(0.05)

@@ -87,6 +87,7 @@ def test_depth_groups_modules():
     )
     assert [c.path for c in diff(a, b).changes] == ["1.body"]
     assert [c.path for c in diff(a, b, depth=1).changes] == ["1"]
+    assert diff(a, b, depth=1).interval_j == pytest.approx(diff(a, b).interval_j)  # stems cancel
 
 
 def test_texts_say_what_the_numbers_are(base):
