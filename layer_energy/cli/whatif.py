@@ -110,7 +110,8 @@ def sweep(
     if csv:
         write_text_atomically(csv, frame.to_csv(index=False))
     if plot:
-        plot_sweep(frame).figure.savefig(plot)  # type: ignore[union-attr]  # of new axes: a Figure
+        figure: Any = plot_sweep(frame).figure  # of new axes: a Figure, never a SubFigure
+        figure.savefig(plot)
     if as_json:
         print_json(json.loads(frame.to_json(orient="records")))
     else:
