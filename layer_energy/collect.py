@@ -142,12 +142,10 @@ def collect(
         except OSError as error:
             raise _rescued(error, run, identity) from error
         finally:  # time on a GPU is dear: whatever there is becomes a dataset, however it ended
-            if plan.fills_budget and journal.rows:
+            if run.summary.complete or (plan.fills_budget and journal.rows):
                 run.dataset(identity).save(out)
         summary = run.summary
         summary.saved = summary.complete or (plan.fills_budget and run.out_of_time)
-        if summary.complete:
-            run.dataset(identity).save(out)
     if summary.complete:
         (out / JOURNAL_NAME).unlink()
     summary.seconds = clock() - run.started_s

@@ -122,14 +122,10 @@ def predicted(
     return predict_energy(trace, name=model, **options)
 
 
-def inputs_of(
-    model: str, texts: list[str] | None, batch_size: int = 1
-) -> tuple[tuple[Any, ...], dict[str, Any], str]:
-    """Inputs as written, else those of the model's weights, and what was assumed."""
+def inputs_of(model: str, texts: list[str] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as written, else those of the model's weights."""
     from layer_energy.models import default_input
 
-    args, kwargs = parse_inputs(texts or [])
     if not texts and (size := default_input(model)):
-        shape = "x".join(map(str, (batch_size, *size)))
-        return ((batch_size, *size),), {}, f"input {shape} from the transforms of {model}'s weights"
-    return args, kwargs, ""
+        return ((1, *size),), {}
+    return parse_inputs(texts or [])

@@ -81,7 +81,7 @@ def sweep(
         "dtype": _listed("--dtype", dtype, str),
         "device": _listed("--device", device, str),
     }
-    args, kwargs, _ = inputs_of(model, input)
+    args, kwargs = inputs_of(model, input)
     if budget_j is not None:
         held = {name: _only(name, values) for name, values in axes.items() if values}
         found = largest_within(

@@ -290,21 +290,10 @@ class GpuBench:
         pump = Pump(self._gpu, program)
         settled_s = self._gpu.clock() + settle_s
         pump.top_up()
-        if found.energy_source == COUNTER and program.host_bound:
-            first, last = self._beats(pump, settled_s, dwell_s)
+        if found.energy_source == COUNTER:
+            between = self._beats if program.host_bound else self._updates
+            first, last = between(pump, settled_s, dwell_s)
             start_s, end_s = first.time_s, last.time_s
-            power_w = (last.energy_j - first.energy_j) / (end_s - start_s)
-            before, after = first.sample, last.sample
-        elif found.energy_source == COUNTER:
-            first = self._edges.next(settled_s, pump)
-            periods = max(1, math.ceil(dwell_s / found.period_s - 0.05))
-            last = self._edges.next(first.time_s + (periods - 0.5) * found.period_s, pump)
-            start_s, end_s = first.time_s, last.time_s
-            if not self._edges.steady(end_s - start_s):
-                raise DroppedInterval(
-                    f"two updates of the energy counter are {end_s - start_s:.4f} s apart, no "
-                    f"multiple of its period {found.period_s:.4f} s"
-                )
             power_w = (last.energy_j - first.energy_j) / (end_s - start_s)
             before, after = first.sample, last.sample
         else:
@@ -322,6 +311,19 @@ class GpuBench:
         return self._timed(
             program, power_w, start_s, end_s, max(0.0, after.power_cap_s - before.power_cap_s)
         )
+
+    def _updates(self, pump: Pump, settled_s: float, dwell_s: float) -> tuple[Edge, Edge]:
+        """Two updates of the counter, each seen when it came."""
+        period_s = self.calibrations[-1].period_s
+        first = self._edges.next(settled_s, pump)
+        periods = max(1, math.ceil(dwell_s / period_s - 0.05))
+        last = self._edges.next(first.time_s + (periods - 0.5) * period_s, pump)
+        if not self._edges.steady(last.time_s - first.time_s):
+            raise DroppedInterval(
+                f"two updates of the energy counter are {last.time_s - first.time_s:.4f} s apart, "
+                f"no multiple of its period {period_s:.4f} s"
+            )
+        return first, last
 
     def _beats(self, pump: Pump, settled_s: float, dwell_s: float) -> tuple[Edge, Edge]:
         """Two updates by the beat alone: eager work leaves the host no time to wait for them."""
