@@ -209,7 +209,9 @@ def calibrate(
     )  # fmt: skip
     if len(networks) >= MIN_NETWORKS:
         model.calibrate_networks([(float(e), float(t)) for e, t in left_out])
-        model.networks = len(networks)
+        model.totals = {
+            mode: replace(totals, count=len(networks)) for mode, totals in model.totals.items()
+        }
     return model
 
 

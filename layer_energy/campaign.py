@@ -12,10 +12,18 @@ from pathlib import Path
 from random import Random
 
 from layer_energy.errors import InvalidInput, LayerEnergyError
-from layer_energy.layers.base import count
+from layer_energy.layers.base import count, layer_type
 from layer_energy.networks import build_on_meta, layers_of
-from layer_energy.plan import GPU_LIMITS, OPTIMIZER_STEPS, Job, NetworkJob, Plan, sample
-from layer_energy.workload import Gradients, Params, Workload
+from layer_energy.plan import (
+    GPU_LIMITS,
+    OPTIMIZER_STEPS,
+    Job,
+    NetworkJob,
+    Plan,
+    sample,
+    with_gradients,
+)
+from layer_energy.workload import Workload
 
 NETWORKS_FILE = Path(__file__).with_name("campaign_networks.csv")
 
@@ -71,8 +79,6 @@ NETWORK_MODES = (
     ("bfloat16", "inference"),
     ("tf32", "training"),
 )
-
-WITHOUT_GRADIENT = ("fill", "compare", *OPTIMIZER_STEPS)
 
 
 def campaign(
@@ -145,7 +151,7 @@ def _exact(networks: Iterable[NetworkJob]) -> list[Workload]:
 
 def _random_jobs(shard: tuple[int, int], seed: str, scale: float, training: bool) -> list[Job]:
     judged, real = _judged_layers(), _real_layers()
-    rows = {k: n for k, n in ROWS.items() if not (training and k in WITHOUT_GRADIENT)}
+    rows = {k: n for k, n in ROWS.items() if not training or layer_type(k).differentiable}
     if training:
         rows |= dict.fromkeys(OPTIMIZER_STEPS, OPTIMIZER_ROWS)
     jobs: list[Job] = []
@@ -194,7 +200,7 @@ def _jobs_of(
             flags.append("hot")
         elif kind.startswith("conv") and rng.random() < AUTOTUNED_SHARE:
             flags.append("autotuned")
-        yield Job(_with_gradients(work, rng) if training else work, tuple(flags))
+        yield Job(with_gradients(work, rng) if training else work, tuple(flags))
 
 
 def _convolution(work: Workload) -> str:
@@ -206,19 +212,6 @@ def _convolution(work: Workload) -> str:
 
 def _of_the_test_set(work: Workload) -> bool:
     return zlib.crc32(f"test/{work.kind}/{work.params!r}".encode()) % TEST_MODULUS == 0
-
-
-def _with_gradients(work: Workload, rng: Random) -> Workload:
-    if work.kind in WITHOUT_GRADIENT:
-        return work
-    gradients: Gradients = "input"
-    if count(work)[0].bytes_weight:
-        gradients = rng.choices(("both", "weight", "input"), (0.6, 0.2, 0.2))[0]
-    if work.kind == "embedding":
-        gradients = "weight"
-    if "in_place" in work.params:  # autograd refuses to overwrite the input of a layer
-        work = replace(work, params=Params({**work.params, "in_place": 0}))
-    return replace(work, gradients=gradients)
 
 
 def _precisions(kind: str, rows: int) -> dict[str, float]:

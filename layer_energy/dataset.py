@@ -234,10 +234,18 @@ def merge(datasets: Iterable[Dataset]) -> Dataset:
             )
         seen |= rows
         shards += own
+    common = {
+        key: shards[0][key]
+        for key in ("meter", "allocator", "layer_energy")
+        if all(key in shard and shard[key] == shards[0][key] for shard in shards)
+    }
+    finished = [shard["finished"] for shard in shards if "finished" in shard]
     return Dataset(
         [m for each in datasets for m in each.measurements],
         datasets[0].device,
         {
+            **common,
+            **({"finished": max(finished)} if finished else {}),
             "meter_relative_uncertainty": max(
                 shard.get("meter_relative_uncertainty", 0.0) for shard in shards
             ),

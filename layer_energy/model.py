@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,9 @@ from layer_energy.layers.base import count
 from layer_energy.layers.memory import GENERIC
 from layer_energy.profile_format import SCHEMA_VERSION, damaged, finite, half_width, read_profile
 from layer_energy.regressors import AUTO, Features, Regressor, choose, features, load, make
+from layer_energy.regressors.base import TARGETS
 from layer_energy.regressors.features import Array
-from layer_energy.workload import Params, Workload
+from layer_energy.workload import Gradients, Params, Workload
 
 if TYPE_CHECKING:
     from layer_energy.dataset import Dataset
@@ -34,6 +35,16 @@ COVERAGE = 0.9
 """Share of layers, and of networks, that the intervals are meant to hold."""
 
 MIN_ROWS = 20
+
+PASSES: dict[Gradients, int] = {"none": 1, "input": 2, "weight": 2, "both": 3}
+"""Forward, and one pass of the same size for each gradient: where gradients were not measured."""
+
+_LIKE: dict[Gradients, tuple[Gradients, ...]] = {
+    "none": ("none",), "input": ("input", "both"), "weight": ("weight", "both"), "both": ("both",)
+}  # fmt: skip
+MODE_NAMES = ("inference", "training")
+"""What a profile prices: forward passes, or training steps of whatever optimizer and freezing."""
+
 _SLACK = 1e-4
 """On the log of a feature; a saved range is rounded to six digits."""
 
@@ -62,6 +73,18 @@ class Estimate:
     in_domain: bool
     own_law: bool = True
     outside: str = ""
+
+    def __mul__(self, times: int) -> Estimate:
+        """Of so many executions, which err together."""
+        if times == 1:
+            return self
+        return replace(
+            self,
+            energy_j=times * self.energy_j,
+            time_s=times * self.time_s,
+            energy_low_j=times * self.energy_low_j,
+            energy_high_j=times * self.energy_high_j,
+        )
 
 
 @dataclass
@@ -133,6 +156,25 @@ def _cross_validated(x: Features, y: Array, regressor: str, folds: int = 5) -> A
     return errors
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Measured over predicted totals of whole networks.
+
+    Attributes:
+        count: how many.
+        ratio: target → (low, high) quantiles, empty without networks.
+    """
+
+    count: int = 0
+    ratio: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Totals:
+        """Of a profile."""
+        ratio = {k: (float(v[0]), float(v[1])) for k, v in state["ratio"].items()}
+        return cls(int(state["count"]), ratio)
+
+
 @dataclass
 class EnergyModel:
     """Prices workloads on one device.
@@ -144,9 +186,8 @@ class EnergyModel:
         relative_uncertainty: systematic half-width of those joules.
         assumptions: sentences to print beside every result.
         kinds: layer type, dtype and gradients → fitted regressor.
-        network_ratio: target → (low, high) quantiles of measured over predicted whole networks,
-            empty where none were measured.
-        networks: how many there were.
+        totals: mode → how measured whole networks, or their training steps, compare with
+            predictions; without a mode in which too few were measured.
         law: where only networks were measured as a whole, what prices every layer type instead.
     """
 
@@ -156,8 +197,7 @@ class EnergyModel:
     relative_uncertainty: float
     assumptions: tuple[str, ...]
     kinds: dict[str, KindModel]
-    network_ratio: dict[str, tuple[float, float]] = field(default_factory=dict)
-    networks: int = 0
+    totals: dict[str, Totals] = field(default_factory=dict)
     law: Law | None = None
 
     @classmethod
@@ -208,15 +248,22 @@ class EnergyModel:
             kinds=kinds,
         )  # fmt: skip
 
-    def calibrate_networks(self, ratios: Sequence[tuple[float, float]]) -> None:
+    def calibrate_networks(
+        self, ratios: Sequence[tuple[float, float]], mode: str = "inference"
+    ) -> None:
         """Set the interval of totals from (energy, time) ratios of measured over predicted."""
         if len(ratios) < 10:
             return
         logs = np.log(np.array(ratios))
-        for i, target in enumerate(("energy_j", "time_s")):
+        intervals = {}
+        for i, target in enumerate(TARGETS):
             low, high = conformal_interval(logs[:, i])
-            self.network_ratio[target] = math.exp(low), math.exp(high)
-        self.networks = len(ratios)
+            intervals[target] = math.exp(low), math.exp(high)
+        self.totals[mode] = Totals(len(ratios), intervals)
+
+    def totals_of(self, mode: str) -> Totals:
+        """Those of a mode; empty where there are none."""
+        return self.totals.get(mode, Totals())
 
     @property
     def dtypes(self) -> list[str]:
@@ -224,6 +271,11 @@ class EnergyModel:
         if self.law is not None:
             return self.law.dtypes
         return sorted({key.split("/")[1] for key in self.kinds})
+
+    @property
+    def trains(self) -> bool:
+        """Whether backward passes were measured, without which no training step is priced."""
+        return any(not key.endswith("/none") for key in self.kinds)
 
     def price(self, workloads: Sequence[Workload]) -> dict[Workload, Estimate]:
         """Estimate one execution of each distinct workload.
@@ -237,28 +289,37 @@ class EnergyModel:
         """
         if self.law is not None:
             return _price_by_law(self.law, Counter(workloads))
-        groups: dict[str, list[tuple[Workload, Workload]]] = {}
+        groups: dict[str, list[_Priced]] = {}
         for workload in dict.fromkeys(workloads):
-            priced_as = self._stand_in(workload)
-            groups.setdefault(_key(priced_as), []).append((workload, priced_as))
+            priced_as, times = self._stand_in(workload)
+            groups.setdefault(_key(priced_as), []).append((workload, priced_as, times))
         estimates: dict[Workload, Estimate] = {}
-        for key, pairs in groups.items():
-            estimates |= self._price_kind(key, pairs)
+        for key, group in groups.items():
+            estimates |= self._price_kind(key, group)
         return estimates
 
-    def _stand_in(self, workload: Workload) -> Workload:
-        """The workload whose regressor prices this one: itself wherever it was measured."""
-        if workload.kind == GENERIC:
-            moved = (workload.params["bytes_in"] + workload.params["bytes_out"]) // 2
+    def _stand_in(self, workload: Workload) -> tuple[Workload, int]:
+        """The workload whose regressor prices this one, and how many of it make this one.
+
+        That is itself, once, wherever it was measured.
+        """
+        kind, params = workload.kind, workload.params
+        if kind == GENERIC:
+            moved = (params["bytes_in"] + params["bytes_out"]) // 2
             elements = max(1, moved // 4)
-            workload = Workload("copy", Params({"elements": elements, "run": elements}), "float32")
+            copies = Workload("copy", Params({"elements": elements, "run": elements}), "float32")
+            return self._stand_in(replace(copies, gradients=workload.gradients))
         if _key(workload) in self.kinds:
-            return workload
-        for dtype in ("float32", *self.dtypes):
-            other = Workload(workload.kind, workload.params, dtype)
-            if _key(other) in self.kinds:
-                return other
-        if workload.kind != "copy" and any(key.startswith("copy/") for key in self.kinds):
+            return workload, 1
+        for gradients in _LIKE[workload.gradients]:
+            for dtype in (workload.dtype, "float32", *self.dtypes):
+                other = Workload(kind, params, dtype, gradients)
+                if _key(other) in self.kinds:
+                    return other, 1
+        if workload.gradients != "none":
+            forward, times = self._stand_in(replace(workload, gradients="none"))
+            return forward, times * PASSES[workload.gradients]
+        if kind != "copy" and any(key.startswith("copy/") for key in self.kinds):
             elements = max(1, sum(_bytes(workload)) // 8)
             params = Params({"elements": elements, "run": elements})
             return self._stand_in(Workload("copy", params, workload.dtype))
@@ -267,11 +328,9 @@ class EnergyModel:
             "copies; collect those layer types and fit again"
         )
 
-    def _price_kind(
-        self, key: str, pairs: Sequence[tuple[Workload, Workload]]
-    ) -> dict[Workload, Estimate]:
+    def _price_kind(self, key: str, group: Sequence[_Priced]) -> dict[Workload, Estimate]:
         model = self.kinds[key]
-        x = features([priced_as for _, priced_as in pairs])
+        x = features([priced_as for _, priced_as, _ in group])
         if x.logs.shape[1] != len(model.low):
             raise ProfileError(
                 f"the profile's {key} has {len(model.low)} features, this version computes "
@@ -280,16 +339,17 @@ class EnergyModel:
         y = model.regressor.predict(x)
         outside = (x.logs < model.low - _SLACK) | (x.logs > model.high + _SLACK)
         estimates = {}
-        for i, (workload, priced_as) in enumerate(pairs):
+        for i, (workload, priced_as, times) in enumerate(group):
             reasons = [
                 f"{x.log_names[j]} {_bare(x.logs[i, j]):.4g} is outside "
                 f"{_bare(model.low[j]):.4g} to {_bare(model.high[j]):.4g}"
                 for j in np.flatnonzero(outside[i])
             ]
             if priced_as is not workload:
-                reasons.insert(0, f"{_key(workload)} was not measured; priced as {key}")
+                often = f"{times} × " if times > 1 else ""
+                reasons.insert(0, f"{_key(workload)} was not measured; priced as {often}{key}")
             factor = math.exp(model.half_width[0] * (OUTSIDE_FACTOR if reasons else 1.0))
-            energy_j, time_s = (float(v) for v in y[i])
+            energy_j, time_s = (times * float(v) for v in y[i])
             estimates[workload] = Estimate(
                 energy_j,
                 time_s,
@@ -310,7 +370,7 @@ class EnergyModel:
             "quality": self.quality,
             "relative_uncertainty": self.relative_uncertainty,
             "assumptions": list(self.assumptions),
-            "networks": {"count": self.networks, "ratio": self.network_ratio},
+            "totals": {mode: vars(totals) for mode, totals in self.totals.items()},
             "kinds": {key: model.to_dict() for key, model in self.kinds.items()},
             **({"law": self.law.to_dict()} if self.law else {}),
         }
@@ -329,7 +389,6 @@ class EnergyModel:
         path = find_profile(profile)
         state = read_profile(path)
         try:
-            ratio = {k: (float(v[0]), float(v[1])) for k, v in state["networks"]["ratio"].items()}
             return cls(
                 device={**state["device"], "slug": str(state["device"]["slug"])},
                 dataset=dict(state["dataset"]),
@@ -337,8 +396,7 @@ class EnergyModel:
                 relative_uncertainty=float(state["relative_uncertainty"]),
                 assumptions=tuple(map(str, state["assumptions"])),
                 kinds={key: KindModel.from_dict(v) for key, v in state["kinds"].items()},
-                network_ratio=ratio,
-                networks=int(state["networks"]["count"]),
+                totals={mode: Totals.from_dict(v) for mode, v in state["totals"].items()},
                 law=Law.from_dict(state["law"]) if "law" in state else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -413,6 +471,10 @@ def _price_by_law(law: Law, calls: Counter[Workload]) -> dict[Workload, Estimate
             joules, seconds, joules / factor, joules * factor, not outside, True, outside
         )
     return estimates
+
+
+_Priced = tuple[Workload, Workload, int]
+"""A workload, the one whose regressor prices it, and how many of that."""
 
 
 def _key(workload: Workload) -> str:

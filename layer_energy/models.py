@@ -15,6 +15,7 @@ from layer_energy.errors import InvalidInput, WalkError
 if TYPE_CHECKING:
     from torch import nn
 
+    from layer_energy.optimization import TrainingStep
     from layer_energy.walk import Trace
 
 _SLOW_INITIALISATION = ("googlenet", "inception_v3")
@@ -65,8 +66,12 @@ def walk_model(
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
+    step: TrainingStep | None = None,
+    frozen_backbone: bool = False,
 ) -> Trace:
     """Build a model by name and walk it; for the arguments see :func:`layer_energy.walk.walk`.
+
+    With ``frozen_backbone`` only its last layer is trained.
 
     With no input given, a torchvision classifier takes that of its best weights.
 
@@ -74,26 +79,32 @@ def walk_model(
         InvalidInput: if the name leads nowhere, or the input cannot be understood.
         WalkError: if the model cannot be walked.
     """
+    from layer_energy.optimization import freeze_backbone
     from layer_energy.walk import walk
     from layer_energy.walk.inputs import check_batch_size
 
     check_batch_size(batch_size)
-    model = build_model(name)
-    assumed = []
+    prepare = freeze_backbone if frozen_backbone else _as_it_is
+    model = prepare(build_model(name))
+    assumed = ["all layers but the last are frozen"] if frozen_backbone else []
     if not args and not kwargs and (size := default_input(name)):
         args, batch_size = ((1 if batch_size is None else batch_size, *size),), None
         shape = "x".join(map(str, args[0]))
         assumed.append(f"input {shape} from the transforms of {name}'s weights")
     try:
-        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
+        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size, step=step)
     except WalkError:
         if not any(parameter.is_meta for parameter in model.parameters()):
             raise
         # a forward that computes with values needs weights
-        model = build_model(name, real=True)
-        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
+        model = prepare(build_model(name, real=True))
+        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size, step=step)
     trace.notes[:0] = assumed
     return trace
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
 
 
 def classifiers() -> list[str]:

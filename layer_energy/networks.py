@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,9 @@ from layer_energy.errors import InvalidInput, MeasureError
 from layer_energy.measure import Bench, CpuBench, Protocol
 from layer_energy.meters.base import Meter
 from layer_energy.models import build_model, default_input
+from layer_energy.optimization import MODES, freeze_backbone
 from layer_energy.plan import NetworkJob
-from layer_energy.walk import parse_shape, walk
+from layer_energy.walk import Trace, parse_shape, walk
 from layer_energy.workload import Device, NetworkMeasurement, Workload
 
 NETWORKS = (
@@ -57,9 +59,18 @@ def measure_network(job: NetworkJob, bench: Bench) -> NetworkMeasurement:
         raise MeasureError(str(error)) from error
 
 
-def layers(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Iterable[tuple[Workload, int]]:
-    """The workloads of a model, and how often each occurs."""
-    return walk(model, *inputs).workloads().items()
+def layers(
+    model: torch.nn.Module, inputs: tuple[Any, ...], mode: str = "inference"
+) -> Iterable[tuple[Workload, int]]:
+    """The workloads of a model in one of its modes, and how often each occurs."""
+    return traced(model, inputs, mode).workloads().items()
+
+
+def traced(model: torch.nn.Module, inputs: tuple[Any, ...], mode: str) -> Trace:
+    """A model walked as it is measured; of a training step, its backbone may be frozen for good."""
+    if MODES[mode].frozen_backbone:
+        freeze_backbone(model)
+    return walk(model, *inputs, step=MODES[mode].step)
 
 
 def build_on_meta(job: NetworkJob) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
@@ -81,19 +92,20 @@ def layers_of(job: NetworkJob, model: torch.nn.Module | None = None) -> dict[Wor
         inputs = (_input(job, torch.device("meta")),)
     return {
         replace(work, dtype=job.dtype) if work.dtype == "float32" else work: times
-        for work, times in layers(model, inputs)
+        for work, times in layers(model, inputs, job.mode)
     }
 
 
 def measure_networks(
     names: Iterable[str],
-    batches: Iterable[int],
+    batches: Sequence[int],
     device: Device,
     meter: Meter,
     exact_layers: bool = False,
     on_network: Callable[[NetworkMeasurement], None] = lambda network: None,
+    modes: Sequence[str] = ("inference",),
 ) -> list[NetworkMeasurement]:
-    """Measure forward passes of networks on the CPU.
+    """Measure forward passes or training steps of networks on the CPU.
 
     Args:
         names: see :func:`layer_energy.models.build_model`.
@@ -103,6 +115,7 @@ def measure_networks(
         exact_layers: also measure each distinct layer exactly: the sum is the additivity floor of
             any layer-wise method.
         on_network: called after each.
+        modes: some of :data:`layer_energy.optimization.MODES`.
 
     Raises:
         MeasureError: if one cannot be built or run.
@@ -111,8 +124,8 @@ def measure_networks(
     measured = []
     for name in names:
         known: dict[Workload, tuple[float, float]] = {}
-        for batch_size in batches:
-            job = NetworkJob(name, "", batch_size)
+        for batch_size, mode in itertools.product(batches, modes):
+            job = NetworkJob(name, "", batch_size, mode=mode)
             network = measure_network(job, bench)
             if exact_layers:
                 network = _with_exact_layers(network, job, bench, known)

@@ -11,9 +11,9 @@ from random import Random
 from typing import Any
 
 from layer_energy.errors import InvalidInput
-from layer_energy.layers.base import count, kinds, layer_type
+from layer_energy.layers.base import count, differentiated, kinds, layer_type
 from layer_energy.layers.memory import GENERIC
-from layer_energy.workload import Cost, Params, Workload
+from layer_energy.workload import Cost, Gradients, Params, Workload
 
 PAPER_KINDS = ("conv2d", "max_pool2d", "linear", "relu", "tanh", "sigmoid", "softmax", "batch_norm")
 """The seven layer types of Getzner et al. 2023, and batch normalisation."""
@@ -46,6 +46,7 @@ class Limits:
 
 
 CPU_LIMITS = Limits(4e10, 4e9, 0.3, 320 << 20)
+CPU_TRAINING_LIMITS = Limits(4e10, 4e9, 0.15, 160 << 20)
 GPU_LIMITS = Limits(2e13, 1.5e12, 5e-3, 16 << 30)
 
 
@@ -73,7 +74,7 @@ class NetworkJob:
             empty.
         batch_size: samples.
         dtype: ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``.
-        mode: ``"inference"`` or ``"training"``, a step of SGD.
+        mode: one of :data:`layer_energy.optimization.MODES`.
         exact: each of its layers is among the plan's rows, measured exactly.
     """
 
@@ -114,10 +115,29 @@ def default_rows() -> dict[str, int]:
     return rows
 
 
-def make_plan(rows: Mapping[str, int], seed: int = 0, dtype: str = "float32") -> Plan:
+def default_training_rows() -> dict[str, int]:
+    """The same for forward and backward passes, and steps of optimizers."""
+    rows = {}
+    for kind in kinds():
+        if kind != GENERIC and layer_type(kind).differentiable:
+            rows[kind] = 66 if _has_weights(kind) else 30
+    rows |= {"conv2d": 520, "linear": 280, "batch_norm": 220, "layer_norm": 120, "matmul": 100}
+    rows |= {"attention": 100, "relu": 100, "max_pool2d": 100, "add": 80, "mul": 80, "cat": 80}
+    return rows | dict.fromkeys(OPTIMIZER_STEPS, 30)
+
+
+def make_plan(
+    rows: Mapping[str, int], seed: int = 0, dtype: str = "float32", training: bool = False
+) -> Plan:
     """Draw ``rows[kind]`` distinct workloads of each kind, in random order, for a CPU.
 
     The same arguments give the same plan.
+
+    Args:
+        rows: layer type → how many.
+        seed: of the drawing.
+        dtype: of the workloads.
+        training: forward and backward passes instead of forward passes.
 
     Raises:
         InvalidInput: for a kind that cannot be sampled or a non-positive number of rows.
@@ -126,10 +146,36 @@ def make_plan(rows: Mapping[str, int], seed: int = 0, dtype: str = "float32") ->
     for kind in sorted(rows):
         if rows[kind] < 1:
             raise InvalidInput(f"rows of {kind} must be at least 1, got {rows[kind]}")
-        chosen += sample(kind, rows[kind], Random(f"{seed}/{kind}"), CPU_LIMITS, dtype)
+        rng = Random(f"{seed}/{kind}")
+        if training:
+            drawn = sample(kind, rows[kind], rng, CPU_TRAINING_LIMITS, dtype)
+            chosen += dict.fromkeys(with_gradients(work, rng) for work in drawn)
+        else:
+            chosen += sample(kind, rows[kind], rng, CPU_LIMITS, dtype)
     Random(seed).shuffle(chosen)  # sorted by size, thermal drift would look like a size effect
-    identity = {"seed": seed, "rows": dict(sorted(rows.items()))}
+    identity: dict[str, Any] = {"seed": seed, "rows": dict(sorted(rows.items()))}
+    if training:
+        identity["mode"] = "training"
     return Plan(tuple(map(Job, chosen)), identity=identity)
+
+
+def with_gradients(work: Workload, rng: Random) -> Workload:
+    """A forward workload → one of a training step, mostly with all its gradients."""
+    gradients: Gradients = rng.choices(("both", "weight", "input"), (0.5, 0.25, 0.25))[0]
+    if work.kind == "embedding":
+        gradients = "weight"
+    if "training" in work.params and rng.random() < 0.9:
+        params = Params({**work.params, "training": 1})
+        if params["batch"] * params["spatial"] > 1:
+            work = Workload(work.kind, params, work.dtype)
+    return differentiated(work, gradients)
+
+
+def _has_weights(kind: str) -> bool:
+    rng = Random(0)
+    drawn = (layer_type(kind).sample(rng) for _ in range(100))
+    p = next(p for p in drawn if p is not None)
+    return bool(count(Workload(kind, Params(p)))[0].bytes_weight)
 
 
 def sample(

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layer_energy.errors import InvalidInput, ProfileError, UnmodelledOperation
-from layer_energy.layers.base import count
-from layer_energy.model import EnergyModel, default_profile, find_profile
+from layer_energy.model import MODE_NAMES, EnergyModel, default_profile, find_profile
+from layer_energy.optimization import FOREACH_DEVICES, TrainingStep
 from layer_energy.report.report import EnergyReport, LayerEstimate
 from layer_energy.walk import Trace, walk
 from layer_energy.workload import ITEMSIZE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
-MODES = ("inference", "training")
+    from layer_energy.optimization import Loss, MakeOptimizer
+
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "tf32")
 
 
@@ -30,14 +33,19 @@ def predict_energy(
     device: str | Path | EnergyModel | None = None,
     dtype: str | None = None,
     mode: str = "inference",
+    optimizer: str | MakeOptimizer | None = None,
+    loss: Loss | None = None,
+    accumulation: int = 1,
+    checkpointing: bool | Sequence[str] = False,
     strict: bool = False,
     name: str | None = None,
 ) -> EnergyReport:
-    """Predict the energy and time of one forward pass, layer by layer, without running it.
+    """Predict the energy and time of a forward pass or training step, layer by layer, not run.
 
     Args:
         model: any ``nn.Module``; neither changed, copied nor run. Or what :func:`walk` made of one,
-            with its inputs, to price it on several devices.
+            with its inputs, to price it on several devices. What is frozen (``requires_grad``) is
+            priced without the gradients that a training step then saves.
         args: positional inputs of the forward: tensors, or shapes such as ``(1, 3, 224, 224)``.
             Without any, an input is inferred and named in the report.
         kwargs: keyword inputs, as they are.
@@ -45,7 +53,14 @@ def predict_energy(
         device: a profile: the name of a shipped one, a path, or an ``EnergyModel``; the default is
             the first of :func:`layer_energy.profiles`.
         dtype: price as if the model ran in this dtype (``"float32"`` ...); its own if not given.
-        mode: ``"inference"``; ``"training"`` needs a profile with gradients measured.
+        mode: ``"inference"``, or ``"training"`` for a training step: forward and backward of
+            network and loss, and the optimizer. That needs a profile with gradients measured.
+        optimizer: of a training step: ``"sgd"`` (with momentum), ``"adam"``, ``"adamw"`` (if not
+            given), or a callable that makes one of parameters.
+        loss: of a training step: what the model returns to one number; cross entropy if not given.
+        accumulation: micro-batches of ``batch_size`` samples per training step.
+        checkpointing: of a training step: whether all activations are computed a second time to
+            save memory, or the paths of the modules of which they are.
         strict: raise instead of pricing unclaimed operations by the bytes they move.
         name: what to call the model in the report.
 
@@ -55,8 +70,6 @@ def predict_energy(
         ProfileError: if the profile is missing, damaged or lacks what was asked.
         UnmodelledOperation: with ``strict``, naming the operations.
     """
-    if mode not in MODES:
-        raise InvalidInput(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if dtype is not None and dtype not in _FLOATS:
         known = "" if str(dtype).removeprefix("torch.") in ITEMSIZE_BYTES else " (torch has none)"
         raise InvalidInput(
@@ -64,20 +77,31 @@ def predict_energy(
             f"got {dtype!r}{known}"
         )
     prices = device if isinstance(device, EnergyModel) else _profile(device)
-    if mode == "training":
-        raise ProfileError(
-            f"the profile {prices.device['slug']} holds forward passes only, so a training step "
-            "cannot be priced; use mode='inference'"
-        )
+    step = training_step(
+        prices,
+        mode,
+        optimizer=optimizer,
+        loss=loss,
+        accumulation=accumulation,
+        checkpointing=checkpointing,
+    )
     if dtype is not None and dtype not in prices.dtypes:
         raise ProfileError(
             f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
             f"in {dtype}; choose one of those or another profile"
         )
     if not isinstance(model, Trace):
-        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
-    elif args or kwargs or batch_size is not None:
-        raise InvalidInput("a trace holds its inputs; give them to walk(model, ...) instead")
+        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size, step=step)
+    elif args or kwargs or batch_size is not None or step not in (None, TrainingStep()):
+        raise InvalidInput(
+            "a trace holds its inputs, and how it is trained; give them to walk(model, ..., "
+            "step=TrainingStep(...)) instead"
+        )
+    elif model.mode != mode:
+        raise InvalidInput(
+            f"the trace is of mode {model.mode!r}, not {mode!r}; make one of a training step with "
+            "walk(model, ..., step=TrainingStep())"
+        )
     else:
         trace = model
     calls = trace.calls
@@ -88,9 +112,9 @@ def predict_energy(
             else call
             for call in calls
         ]
-    estimates = prices.price([call.workload for call in calls])
+    estimates = prices.price([call.workload for call in calls for _ in range(call.times)])
     layers = [
-        LayerEstimate(call, count(call.workload)[0], estimates[call.workload]) for call in calls
+        LayerEstimate(call, call.cost, estimates[call.workload] * call.times) for call in calls
     ]
     foreign = [layer.call for layer in layers if not layer.modelled]
     if strict and foreign:
@@ -113,11 +137,46 @@ def predict_energy(
         layers=layers,
         quality=prices.quality,
         relative_uncertainty=prices.relative_uncertainty,
-        network_ratio=prices.network_ratio,
-        networks=prices.networks,
+        network_ratio=prices.totals_of(mode).ratio,
+        networks=prices.totals_of(mode).count,
         assumptions=[*trace.notes, *prices.assumptions],
         source=_source(prices),
     )
+
+
+def training_step(
+    device: str | Path | EnergyModel | None,
+    mode: str,
+    *,
+    optimizer: str | MakeOptimizer | None = None,
+    loss: Loss | None = None,
+    accumulation: int = 1,
+    checkpointing: bool | Sequence[str] = False,
+) -> TrainingStep | None:
+    """The step that :func:`predict_energy` walks on a device, ``None`` for inference.
+
+    Raises:
+        InvalidInput: for arguments out of their range.
+        ProfileError: if the profile prices no training.
+    """
+    if mode not in MODE_NAMES:
+        raise InvalidInput(f"mode must be one of {', '.join(MODE_NAMES)}, got {mode!r}")
+    prices = device if isinstance(device, EnergyModel) else _profile(device)
+    if mode == "inference":
+        if (optimizer, loss, accumulation, checkpointing) != (None, None, 1, False):
+            raise InvalidInput(
+                "optimizer, loss, accumulation and checkpointing belong to a training step; say "
+                "mode='training'"
+            )
+        return None
+    if not prices.trains:
+        raise ProfileError(
+            f"the profile {prices.device['slug']} holds forward passes only, so a training step "
+            "cannot be priced; use mode='inference', or collect backward passes with `layer-energy "
+            "collect --mode training`"
+        )
+    foreach = prices.device["kind"] in FOREACH_DEVICES
+    return TrainingStep(optimizer or "adamw", loss, accumulation, checkpointing, foreach)
 
 
 def _source(prices: EnergyModel) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from layer_energy.errors import ProfileError
 from layer_energy.meters.base import QUALITIES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 LARGEST = 1e30
 """Of a number in a profile: far beyond any physical one, and products of them are still finite."""
@@ -42,7 +42,7 @@ def read_profile(path: Path) -> dict[str, Any]:
             "`layer-energy fit`"
         )
     version = state["schema_version"]
-    if type(version) is not int or version < 1:
+    if type(version) is not int or version < SCHEMA_VERSION:
         raise ProfileError(
             f"{path} has the schema {version!r}, which this version no longer reads (it reads "
             f"{SCHEMA_VERSION}); {_REBUILD}"
@@ -110,9 +110,10 @@ def _check(state: Mapping[str, Any]) -> None:
     sentences = state["assumptions"]
     if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
         raise ValueError("assumptions are not a list of sentences")
-    for target, (low, high) in state["networks"]["ratio"].items():
-        if not 0 < low <= high <= LARGEST:
-            raise ValueError(f"the ratio of networks' {target} is {low!r} to {high!r}")
+    for mode, totals in state["totals"].items():
+        for target, (low, high) in totals["ratio"].items():
+            if not 0 < low <= high <= LARGEST:
+                raise ValueError(f"the ratio of networks' {mode} {target} is {low!r} to {high!r}")
     for key in state["kinds"]:
         if key.count("/") != 2:
             raise ValueError(f"{key!r} is not kind/dtype/gradients")

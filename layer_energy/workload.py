@@ -93,6 +93,15 @@ class Cost:
     bytes_out: int
     elements: int
 
+    def __mul__(self, times: int) -> Cost:
+        """Of so many executions."""
+        if times == 1:
+            return self
+        return Cost(
+            times * self.macs, times * self.bytes_in, times * self.bytes_weight,
+            times * self.bytes_out, times * self.elements,
+        )  # fmt: skip
+
     @property
     def bytes(self) -> int:
         """All memory traffic, were nothing kept in a cache."""

@@ -92,12 +92,14 @@ def test_what_the_totals_do_not_say_stays_with_the_base(totals):
 
 
 def test_intervals_of_totals_need_several_networks_and_weigh_each_once(totals, model):
-    assert model.networks == len(NETWORKS)
-    assert model.network_ratio["energy_j"][0] < 1 < model.network_ratio["energy_j"][1]
+    once = model.totals["inference"]
+    assert once.count == len(NETWORKS)
+    assert once.ratio["energy_j"][0] < 1 < once.ratio["energy_j"][1]
     twice = calibrate([*totals, *[t for t in totals if t.model == "alexnet"]], BASE, "x", "y")
-    assert twice.network_ratio["energy_j"] == pytest.approx(model.network_ratio["energy_j"], 0.02)
+    ratio = twice.totals["inference"].ratio["energy_j"]
+    assert ratio == pytest.approx(once.ratio["energy_j"], 0.02)
     few = [t for t in totals if t.model in NETWORKS[:3]]
-    assert calibrate(few, BASE, "x", "y").network_ratio == {}
+    assert calibrate(few, BASE, "x", "y").totals == {}
 
 
 def test_totals_that_no_law_explains(totals):

@@ -267,18 +267,18 @@ def test_short_memory_has_an_error_of_its_own(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "training"), [("float32", False), ("bfloat16", False), ("tf32", True)]
+    ("dtype", "mode"), [("float32", "inference"), ("bfloat16", "inference"), ("tf32", "training")]
 )
-def test_a_model_runs_eagerly(gpu, dtype, training):
+def test_a_model_runs_eagerly(gpu, dtype, mode):
     model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
     before = model[0].weight.detach().clone()
-    program = gpu.load_module(lambda: (model, (torch.randn(2, 8),)), dtype, training)
+    program = gpu.load_module(lambda: (model, (torch.randn(2, 8),)), dtype, mode)
     program.submit()
     assert program.flags == ("eager",)
     assert program.input == "2x8"
     assert program.executions == 1
     moved = not torch.equal(before, model[0].weight.detach().float())
-    assert moved == training or dtype == "bfloat16"
+    assert moved == (mode == "training") or dtype == "bfloat16"
 
 
 def test_a_closed_program_cannot_be_submitted(gpu):

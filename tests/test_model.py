@@ -119,7 +119,7 @@ def test_network_calibration_sets_the_interval_of_totals(model):
 
     calibrated = copy.copy(model)
     calibrated.calibrate_networks([(r, 1.0) for r in np.linspace(0.8, 1.25, 40)])
-    low, high = calibrated.network_ratio["energy_j"]
+    low, high = calibrated.totals["inference"].ratio["energy_j"]
     assert 0.75 < low < 0.85
     assert 1.18 < high < 1.35
-    assert calibrated.networks == 40
+    assert calibrated.totals["inference"].count == 40

@@ -81,6 +81,6 @@ def test_the_shipped_profiles_say_where_they_are_from():
         assert "locked at 900 MHz" in text
         assert "not measured one by one" in text
         assert "2604.20105" in model.dataset["name"]
-        low, high = model.network_ratio["energy_j"]
+        low, high = model.totals_of("inference").ratio["energy_j"]
         assert 0.7 < low < 1 < high < 1.4
     assert default_profile() == "amd-epyc-2t"

@@ -51,7 +51,7 @@ def collect(
         str, typer.Option(help="On a GPU: K/N, the K-th of N disjoint parts of the campaign.")
     ] = "1/1",
     mode: Annotated[
-        str, typer.Option(help="On a GPU: inference, or training (forward and backward).")
+        str, typer.Option(help="inference, or training: forward and backward passes, optimizers.")
     ] = "inference",
     seed: Annotated[int, typer.Option(help="Of the random layers.")] = 0,
     meter: Annotated[str, typer.Option(help="On a CPU: auto, rapl or estimated.")] = "auto",
@@ -76,7 +76,7 @@ def collect(
     if kind == "cuda" and not worker and not dry_run:
         check_writable(folder)
         raise typer.Exit(_supervised(folder, minutes or 0.0, started_s))
-    plan = _cpu_plan(rows, seed) if kind == "cpu" else _gpu_plan(rows, shard, mode, seed)
+    plan = _cpu_plan(rows, mode, seed) if kind == "cpu" else _gpu_plan(rows, shard, mode, seed)
     if dry_run:
         _show_plan(plan, kind, minutes, as_json)
         return
@@ -108,10 +108,17 @@ def collect(
         raise typer.Exit(STOPPED)
 
 
-def _cpu_plan(rows: str, seed: int) -> Plan:
+def _cpu_plan(rows: str, mode: str, seed: int) -> Plan:
     from layer_energy.plan import make_plan
 
-    return make_plan(_rows(rows), seed)
+    training = _is_training(mode)
+    return make_plan(_rows(rows, training), seed, training=training)
+
+
+def _is_training(mode: str) -> bool:
+    if mode not in ("inference", "training"):
+        raise InvalidInput(f"--mode must be inference or training, got {mode!r}")
+    return mode == "training"
 
 
 def _gpu_plan(rows: str, shard: str, mode: str, seed: int) -> Plan:
@@ -119,13 +126,12 @@ def _gpu_plan(rows: str, shard: str, mode: str, seed: int) -> Plan:
 
     if rows != "default":
         raise InvalidInput("--rows is for a CPU; a campaign on a GPU fills its --minutes")
-    if mode not in ("inference", "training"):
-        raise InvalidInput(f"--mode must be inference or training, got {mode!r}")
+    training = _is_training(mode)
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
     if not match:
         raise InvalidInput(f"--shard must be K/N, such as 1/3, got {shard!r}")
     with err.status("planning"):
-        return campaign((int(match[1]), int(match[2])), seed, training=mode == "training")
+        return campaign((int(match[1]), int(match[2])), seed, training=training)
 
 
 def _cpu_bench(meter: str, max_power_w: float | None, threads: int | None) -> Bench:
@@ -214,15 +220,16 @@ def _show_summary(folder: Path, summary: Summary) -> None:
         err.print(f"  failed: {reason}", highlight=False)
 
 
-def _rows(text: str) -> dict[str, int]:
+def _rows(text: str, training: bool) -> dict[str, int]:
     from layer_energy.layers import layer_type
-    from layer_energy.plan import default_rows
+    from layer_energy.plan import default_rows, default_training_rows
 
+    default = default_training_rows() if training else default_rows()
     if text == "default":
-        return default_rows()
+        return default
     try:
         if "=" not in text:
-            return dict.fromkeys(default_rows(), int(text))
+            return dict.fromkeys(default, int(text))
         pairs = [part.partition("=") for part in text.split(",")]
         wanted = {kind.strip(): int(n) for kind, _, n in pairs}
     except ValueError:

@@ -19,6 +19,7 @@ from layer_energy.cli.base import (
     print_json,
     progress,
 )
+from layer_energy.cli.predict import Mode
 from layer_energy.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -46,24 +47,36 @@ def evaluate_networks(
     exact: Annotated[
         bool, typer.Option("--exact", help="Also measure each layer: the additivity floor.")
     ] = False,
+    mode: Mode = "inference",
     as_json: Json = False,
 ) -> None:
     """Whole networks: predicted beside measured, beside the baselines."""
     from layer_energy.dataset import Dataset
     from layer_energy.evaluate import evaluate_networks as evaluate
     from layer_energy.evaluate import held_out_coverage, network_scores
-    from layer_energy.model import EnergyModel, default_profile
+    from layer_energy.model import MODE_NAMES, EnergyModel, default_profile
 
+    if mode not in MODE_NAMES:
+        raise InvalidInput(f"--mode must be one of {', '.join(MODE_NAMES)}, got {mode!r}")
+    training = mode == "training"
     loaded = Dataset.load(dataset) if dataset else None
     if measure:
-        networks = _measure_networks(models, batch_sizes, exact, dataset, loaded, quiet=as_json)
-    elif loaded and loaded.networks:
-        networks = loaded.networks
+        networks = _measure_networks(
+            models, batch_sizes, exact, training, dataset, loaded, quiet=as_json
+        )
     else:
-        raise InvalidInput("no measured networks: add --measure, or --dataset with networks in it")
+        networks = (
+            [n for n in loaded.networks if (n.mode != "inference") == training] if (loaded) else []
+        )
+    if not networks:
+        raise InvalidInput(
+            f"no networks measured in {mode}: add --measure, or --dataset with such in it"
+        )
     model = EnergyModel.load(profile or default_profile())
+    if training and not model.trains:
+        raise InvalidInput(f"the profile {model.device['slug']} holds forward passes only")
     with err.status("predicting"):
-        table = evaluate(networks, model, loaded)
+        table = evaluate(networks, model, loaded, training=training)
     scores = network_scores(table)
     ratios = table["measured_energy_j"] / table["layer_energy_energy_j"]
     coverage = held_out_coverage(ratios, table["model"])
@@ -80,7 +93,7 @@ def evaluate_networks(
         return
     _show_networks(table, networks[0].quality)
     show_scores("method", scores)
-    _show_origin(model)
+    _show_origin(model, mode)
     for how, share in coverage.items():
         out.print(f"a 90 % interval holds {share:.0%} of these networks ({how.replace('_', ' ')})")
 
@@ -89,6 +102,7 @@ def _measure_networks(
     models: str | None,
     batch_sizes: str,
     exact: bool,
+    training: bool,
     folder: Path | None,
     dataset: Dataset | None,
     quiet: bool,
@@ -97,6 +111,7 @@ def _measure_networks(
     from layer_energy.device import local_cpu
     from layer_energy.meters import open_meter
     from layer_energy.networks import NETWORKS, measure_networks
+    from layer_energy.optimization import MODES
 
     device = local_cpu()
     if dataset and dataset.device.slug != device.slug:
@@ -118,23 +133,25 @@ def _measure_networks(
         def keep(network: NetworkMeasurement) -> None:
             bar.advance()
             if dataset and folder:
-                key = (network.model, network.batch_size, network.input)
+                key = (network.model, network.mode, network.input)
                 dataset.networks = [
-                    n for n in dataset.networks if (n.model, n.batch_size, n.input) != key
+                    n for n in dataset.networks if (n.model, n.mode, n.input) != key
                 ] + [network]
                 dataset.save(folder)
 
-        bar.start(len(names) * len(batches))
-        return measure_networks(names, batches, device, meter, exact, keep)
+        modes = [mode for mode in MODES if (mode != "inference") == training]
+        bar.start(len(names) * len(batches) * len(modes))
+        return measure_networks(names, batches, device, meter, exact, keep, modes)
 
 
-def _show_origin(model: EnergyModel) -> None:
+def _show_origin(model: EnergyModel, mode: str) -> None:
     """Device, source of the joules and intervals behind a table of predictions."""
-    low, high = model.network_ratio.get("energy_j", (float("nan"),) * 2)
+    totals = model.totals_of(mode)
+    low, high = totals.ratio.get("energy_j", (float("nan"),) * 2)
     out.print(
         f"{model.device['name']}, profile {model.device['slug']}: seconds measured, joules "
         f"{model.quality}, ±{model.relative_uncertainty:.0%}; 90 % interval of a predicted total "
-        f"{low:.2f} to {high:.2f} ×, from {model.networks} networks"
+        f"{low:.2f} to {high:.2f} ×, from {totals.count} networks"
     )
 
 
@@ -142,7 +159,7 @@ def _show_networks(table: Any, quality: str) -> None:
     from layer_energy.units import si
 
     shown = Table(
-        "network", "batch", f"run ({quality})", "predicted", "error", "floor", "time error"
+        "network", "mode", "batch", f"run ({quality})", "predicted", "error", "floor", "time error"
     )
     for row in table.to_dict("records"):
         measured = row["measured_energy_j"]
@@ -150,6 +167,7 @@ def _show_networks(table: Any, quality: str) -> None:
         predicted = row["layer_energy_energy_j"]
         shown.add_row(
             row["model"],
+            row["mode"],
             str(row["batch_size"]),
             si(measured, "J"),
             si(predicted, "J"),

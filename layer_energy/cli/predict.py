@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layer_energy.cli.base import Json, app, err, out, parse_inputs, print_json
+from layer_energy.errors import InvalidInput
 from layer_energy.files import write_text_atomically
 from layer_energy.units import WORLD_INTENSITY_G_PER_KWH, parse_energy_j, si
 
@@ -44,6 +45,16 @@ def predict(
     device: Profile = None,
     dtype: Dtype = None,
     mode: Mode = "inference",
+    optimizer: Annotated[
+        str | None, typer.Option(help="Of a training step: sgd, adam or adamw (if not given).")
+    ] = None,
+    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a training step.")] = 1,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Activations are computed twice, not kept.")
+    ] = False,
+    frozen_backbone: Annotated[
+        bool, typer.Option("--frozen-backbone", help="Only the last layer is trained.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on operations without a model of their own.")
     ] = False,
@@ -70,7 +81,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the joules of one forward pass.
+    """Predict the joules of one forward pass, or of one training step.
 
     Exit codes: 0; 1 if --fail-above is exceeded; 2 for mistakes.
     """
@@ -78,7 +89,17 @@ def predict(
 
     limit_j = None if fail_above is None else parse_energy_j(fail_above)
     report = predicted(
-        model, input, batch_size=batch_size, device=device, dtype=dtype, mode=mode, strict=strict
+        model,
+        input,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        mode=mode,
+        optimizer=optimizer,
+        accumulation=accumulation,
+        checkpointing=checkpointing,
+        frozen_backbone=frozen_backbone,
+        strict=strict,
     )
     if as_json:
         print_json(report.to_dict())
@@ -111,15 +132,33 @@ def _check(report: EnergyReport, limit_j: float) -> None:
 
 
 def predicted(
-    model: str, inputs: list[str] | None, batch_size: int | None, **options: Any
+    model: str,
+    inputs: list[str] | None,
+    batch_size: int | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    mode: str = "inference",
+    frozen_backbone: bool = False,
+    strict: bool = False,
+    **step: Any,
 ) -> EnergyReport:
     """The report of a model by name; a model that cannot be walked without values gets some."""
     from layer_energy.models import walk_model
-    from layer_energy.predict import predict_energy
+    from layer_energy.predict import predict_energy, training_step
 
+    if frozen_backbone and mode == "inference":
+        raise InvalidInput("--frozen-backbone belongs to --mode training")
     args, kwargs = parse_inputs(inputs or [])
-    trace = walk_model(model, *args, kwargs=kwargs, batch_size=batch_size)
-    return predict_energy(trace, name=model, **options)
+    trace = walk_model(
+        model,
+        *args,
+        kwargs=kwargs,
+        batch_size=batch_size,
+        step=training_step(device, mode, **step),
+        frozen_backbone=frozen_backbone,
+    )
+    return predict_energy(trace, name=model, device=device, dtype=dtype, mode=mode, strict=strict)
 
 
 def inputs_of(model: str, texts: list[str] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

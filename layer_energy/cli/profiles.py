@@ -34,9 +34,10 @@ def fit(
     model.save(profile)
     facts = {
         "profile": str(profile),
-        "kinds": len(model.kinds),
+        "kinds": len({key.split("/")[0] for key in model.kinds}),
         "rows": model.dataset["rows"],
-        "networks": model.networks,
+        "networks": model.totals_of("inference").count,
+        "steps": model.totals_of("training").count,
         "quality": model.quality,
     }
     if as_json:
@@ -44,7 +45,8 @@ def fit(
     else:
         out.print(
             f"{profile}: {facts['kinds']} layer types from {facts['rows']} rows, interval of "
-            f"totals from {facts['networks']} networks, joules {facts['quality']}"
+            f"totals from {facts['networks']} networks and {facts['steps']} training steps, joules "
+            f"{facts['quality']}"
         )
 
 
@@ -63,7 +65,7 @@ def profiles(as_json: Json = False) -> None:
                     "dataset": m.dataset,
                     "quality": m.quality,
                     "dtypes": m.dtypes,
-                    "networks": m.networks,
+                    "networks": m.totals_of("inference").count,
                 }
                 for name, m in models.items()
             }
@@ -87,7 +89,7 @@ def profiles(as_json: Json = False) -> None:
             ", ".join(m.dtypes),
             str(len(kinds)),
             str(m.dataset["rows"]),
-            str(m.networks),
+            str(m.totals_of("inference").count),
         )
     out.print(table)
 

@@ -12,12 +12,14 @@ import numpy as np
 from layer_energy.dataset import Dataset
 from layer_energy.errors import DatasetError, ProfileError
 from layer_energy.layers.base import count
-from layer_energy.model import EnergyModel
+from layer_energy.model import MODE_NAMES, PASSES, EnergyModel
 from layer_energy.models import build_model
+from layer_energy.networks import traced
+from layer_energy.optimization import MODES
 from layer_energy.regressors import Features, Physical, features, make
 from layer_energy.regressors.features import Array
-from layer_energy.walk import Trace, parse_shape, walk
-from layer_energy.workload import NetworkMeasurement, Workload
+from layer_energy.walk import Trace, parse_shape
+from layer_energy.workload import Gradients, NetworkMeasurement, Workload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,19 +68,38 @@ def evaluate_layers(
     regressors: Sequence[str] = ("hybrid", "physical", "polynomial"),
     kinds: Sequence[str] | None = None,
     folds: int = 5,
+    dtype: str = "float32",
+    gradients: Gradients = "none",
 ) -> pd.DataFrame:
     """Cross-validated scores of the joules, per layer type and regressor.
 
+    Args:
+        dataset: the rows.
+        regressors: names of some.
+        kinds: layer types; all of the dataset that have enough rows if not given.
+        folds: parts of which each is predicted by a fit to the others.
+        dtype: of the rows.
+        gradients: of the rows: ``"none"`` for forward passes.
+
     Raises:
-        DatasetError: if a layer type has fewer rows than folds.
+        DatasetError: if a layer type asked for has fewer than two rows a fold, or all have.
     """
     import pandas as pd
 
     table = []
     for kind in kinds or dataset.kinds:
-        rows = dataset.of(kind)
+        rows = [
+            row
+            for row in dataset.of(kind)
+            if (row.workload.dtype, row.workload.gradients) == (dtype, gradients)
+        ]
         if len(rows) < 2 * folds:
-            raise DatasetError(f"{kind} has {len(rows)} usable rows; {2 * folds} are needed")
+            if kinds is None:
+                continue
+            raise DatasetError(
+                f"{kind} has {len(rows)} usable rows of {dtype}, gradients {gradients}; "
+                f"{2 * folds} are needed"
+            )
         x = features([row.workload for row in rows])
         y = np.array([[row.energy_j, row.time_s] for row in rows])
         fold = np.random.default_rng(0).permutation(len(rows)) % folds
@@ -88,27 +109,38 @@ def evaluate_layers(
                 out = fold == k
                 predicted[out] = make(name).fit(x[~out], y[~out]).predict(x[out])
             table.append({"kind": kind, "regressor": name, **vars(score(y[:, 0], predicted[:, 0]))})
+    if not table:
+        raise DatasetError(
+            f"no layer type has {2 * folds} usable rows of {dtype}, gradients {gradients}"
+        )
     return pd.DataFrame(table)
 
 
 class Baseline:
-    """One additive law for all layer types: constant + price × MACs (+ price × bytes)."""
+    """One additive law for all layer types: constant + price × MACs (+ price × bytes).
 
-    def __init__(self, dataset: Dataset, drivers: Sequence[str]) -> None:
-        rows = [row for row in dataset.measurements if row.usable]
+    A backward pass counts as one more pass for each of its gradients.
+    """
+
+    def __init__(self, dataset: Dataset, drivers: Sequence[str], training: bool = False) -> None:
+        rows = [
+            row
+            for row in dataset.measurements
+            if row.usable and (training or row.workload.gradients == "none")
+        ]
         self._drivers = drivers
         y = np.array([[row.energy_j, row.time_s] for row in rows])
         self._law = Physical().fit(self._features([row.workload for row in rows]), y)
 
     def _features(self, workloads: Sequence[Workload]) -> Features:
-        costs = [count(w)[0] for w in workloads]
+        costs = [count(w)[0] * PASSES[w.gradients] for w in workloads]
         drivers = np.array([[getattr(c, d) for d in self._drivers] for c in costs], dtype=float)
         empty = np.empty((len(costs), 0))
         return Features(drivers, tuple(self._drivers), empty, (), drivers[:, 0], empty, ())
 
     def predict(self, trace: Trace) -> tuple[float, float]:
-        """(joules, seconds) of a forward pass."""
-        workloads = [call.workload for call in trace.calls]
+        """(joules, seconds) of a forward pass or training step."""
+        workloads = list(trace.workloads().elements())
         energy_j, time_s = self._law.predict(self._features(workloads)).sum(axis=0)
         return float(energy_j), float(time_s)
 
@@ -118,27 +150,33 @@ def evaluate_networks(
     model: EnergyModel,
     dataset: Dataset | None = None,
     on_network: Callable[[str], None] = lambda name: None,
+    training: bool = False,
 ) -> pd.DataFrame:
     """Predictions beside measured forward passes, one row a network, batch size and dtype.
+
+    With ``training``, beside measured training steps instead, one row a mode more.
 
     Columns ``<method>_energy_j`` and ``<method>_time_s`` for ``layer_energy``, ``floor`` (the sum
     of exactly measured layers) and, where a dataset is given to fit them on, the ``BASELINES``.
     """
     import pandas as pd
 
-    baselines = {name: Baseline(dataset, d) for name, d in BASELINES.items()} if dataset else {}
-    built: dict[str, Any] = {}
+    baselines = (
+        {name: Baseline(dataset, d, training) for name, d in BASELINES.items()} if dataset else {}
+    )
+    built: dict[Any, Any] = {}
     table = []
     for network in networks:
-        if network.mode != "inference":
+        if (network.mode != "inference") != training:
             continue
-        if network.model not in built:
+        key = network.model, MODES[network.mode].frozen_backbone
+        if key not in built:
             on_network(network.model)
-            built[network.model] = build_model(network.model)
-        trace = walk(built[network.model], parse_shape(network.input))
+            built[key] = build_model(network.model)
+        trace = traced(built[key], (parse_shape(network.input),), network.mode)
         works = [
-            replace(w, dtype=network.dtype) if (w := call.workload).dtype == "float32" else w
-            for call in trace.calls
+            replace(w, dtype=network.dtype) if w.dtype == "float32" else w
+            for w in trace.workloads().elements()
         ]
         prices = model.price(works)
         estimates = [prices[work] for work in works]
@@ -146,6 +184,7 @@ def evaluate_networks(
             "model": network.model,
             "batch_size": network.batch_size,
             "dtype": network.dtype,
+            "mode": network.mode,
             "measured_energy_j": network.energy_j,
             "measured_time_s": network.time_s,
             "layer_energy_energy_j": sum(e.energy_j for e in estimates),
@@ -179,11 +218,13 @@ def fit_profile(dataset: Dataset, regressor: str = "hybrid") -> EnergyModel:
     Networks with layers that the dataset has too few rows of are left out.
     """
     model = EnergyModel.fit(dataset, regressor)
-    ratios = []
-    for network in dataset.networks:
-        with suppress(ProfileError):
-            for row in evaluate_networks([network], model).to_dict("records"):
-                energy = row["measured_energy_j"] / row["layer_energy_energy_j"]
-                ratios.append((energy, row["measured_time_s"] / row["layer_energy_time_s"]))
-    model.calibrate_networks(ratios)
+    for mode in MODE_NAMES if model.trains else MODE_NAMES[:1]:
+        ratios = []
+        for network in dataset.networks:
+            with suppress(ProfileError):
+                table = evaluate_networks([network], model, training=mode == "training")
+                for row in table.to_dict("records"):
+                    energy = row["measured_energy_j"] / row["layer_energy_energy_j"]
+                    ratios.append((energy, row["measured_time_s"] / row["layer_energy_time_s"]))
+        model.calibrate_networks(ratios, mode)
     return model

@@ -14,6 +14,7 @@ from layer_energy.layers import (  # noqa: F401  # importing a family registers 
     embedding,
     interpolation,
     linear,
+    loss,
     memory,
     normalization,
     optimizer,

@@ -23,7 +23,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from layer_energy.errors import InvalidInput
-from layer_energy.workload import Cost, Params, Workload
+from layer_energy.workload import Cost, Gradients, Params, Workload
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +148,9 @@ class LayerType:
     space: Mapping[str, Distribution]
     """Parameter → distribution; its keys are the parameters, in order."""
 
+    differentiable = True
+    """Whether a backward pass goes through it."""
+
     def sample(self, rng: Random) -> dict[str, int] | None:
         """Draw parameters, or ``None`` if this draw makes no valid layer (draw again)."""
         return {name: distribution.draw(rng) for name, distribution in self.space.items()}
@@ -175,6 +178,10 @@ class LayerType:
             "bytes_weight": cost.bytes_weight,
             "bytes_out": cost.bytes_out,
         }
+
+    def training_drivers(self, p: Mapping[str, int], cost: Cost) -> dict[str, float]:
+        """The same for a forward and backward pass."""
+        return self.drivers(p, cost)
 
 
 _REGISTRY: dict[str, LayerType] = {}
@@ -235,7 +242,24 @@ def count(workload: Workload) -> tuple[Cost, dict[str, float]]:
     """Cost and energy drivers of a workload: the one place features come from."""
     of = layer_type(workload.kind)
     cost = of.cost(workload.params, workload.itemsize_bytes)
-    return cost, of.drivers(workload.params, cost)
+    drivers = of.drivers if workload.gradients == "none" else of.training_drivers
+    return cost, drivers(workload.params, cost)
+
+
+def differentiated(work: Workload, gradients: Gradients) -> Workload:
+    """A forward workload → that of its forward and backward pass.
+
+    What has no weights can only pay for the gradients of its inputs, what autograd does not go
+    through for none; and what overwrites its input in the forward pass does not in the backward.
+    """
+    if gradients == "none" or not layer_type(work.kind).differentiable:
+        return work
+    if not count(work)[0].bytes_weight:
+        gradients = "input"
+    params = work.params
+    if "in_place" in params:
+        params = Params({**params, "in_place": 0})
+    return Workload(work.kind, params, work.dtype, gradients)
 
 
 def workload(kind: str, dtype: str = "float32", **params: int) -> Workload:

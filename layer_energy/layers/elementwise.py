@@ -58,7 +58,7 @@ class Arithmetic(LayerType):
     def build(self, p: Mapping[str, int]) -> Built:
         function = getattr(torch.Tensor, self.kind + "_") if p["in_place"] else self.function
         if not p["other"]:
-            return module(lambda x: function(x, 1.5)), (torch.empty(p["elements"]),)
+            return module(lambda x: function(x, 2)), (torch.empty(p["elements"]),)
         x = torch.empty(p["elements"] // p["other"], p["other"])
         return module(function), (x, torch.empty(p["other"]))
 
@@ -81,8 +81,8 @@ class Arithmetic(LayerType):
 
 
 register(Arithmetic("add", torch.add, (*_both("add", "sub"), "rsub")))
-register(Arithmetic("mul", torch.mul, (*_both("mul", "addcmul"), "lerp")))
-register(Arithmetic("div", torch.div, _both("div", "floor_divide", "remainder", "fmod")))
+register(Arithmetic("mul", torch.mul, _both("mul", "addcmul", "lerp")))
+register(Arithmetic("div", torch.div, _both("div", "addcdiv", "floor_divide", "remainder", "fmod")))
 
 
 class Unary(LayerType):

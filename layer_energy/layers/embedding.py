@@ -38,6 +38,10 @@ class Embedding(LayerType):
     def drivers(self, p: Mapping[str, int], cost: Cost) -> dict[str, float]:
         return {"tokens": p["tokens"], "bytes_out": cost.bytes_out}
 
+    def training_drivers(self, p: Mapping[str, int], cost: Cost) -> dict[str, float]:
+        """The gradient is as large as the table, zeros for every word that did not occur."""
+        return {**self.drivers(p, cost), "table": p["vocabulary"] * p["dim"]}
+
 
 @register
 class Gather(LayerType):

@@ -91,6 +91,7 @@ class Fill(LayerType):
               "randn", "rand_like", "randn_like", "normal_", "uniform_", "bernoulli_",
               "scalar_tensor", "fill", "zero", "randint", "randperm", "tril_indices")  # fmt: skip
     space = {"elements": ELEMENTS}
+    differentiable = False
 
     def build(self, p: Mapping[str, int]) -> Built:
         return module(torch.Tensor.zero_), (torch.empty(p["elements"]),)

@@ -20,6 +20,7 @@ class FusedStep(LayerType):
     """
 
     space = {"elements": LogInt(10**4, 2**28), "tensors": LogInt(1, 512)}
+    differentiable = False
 
     def __init__(self, kind: str, states: int, claim: str) -> None:
         self.kind, self.states, self.claims = kind, states, (claim,)

@@ -62,7 +62,7 @@ class Bench(Protocol):
             name: what to call it.
             build: makes the model and its positional inputs on torch's default device.
             dtype: ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``.
-            mode: ``"inference"`` or ``"training"``, a step of SGD.
+            mode: one of :data:`layer_energy.optimization.MODES`.
         """
         ...
 

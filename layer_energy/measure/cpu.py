@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import platform
 import statistics
 import time
@@ -25,6 +24,7 @@ from layer_energy.errors import MeasureError
 from layer_energy.layers.base import count
 from layer_energy.measure.gpu import Build, input_text
 from layer_energy.measure.layer import executions, rotation
+from layer_energy.measure.network import network
 from layer_energy.meters.base import Meter, average_power_w
 from layer_energy.workload import Device, Measurement, NetworkMeasurement, Workload
 
@@ -148,35 +148,34 @@ def measure_model(
     meter: Meter,
     protocol: Protocol = MODEL_PROTOCOL,
 ) -> NetworkMeasurement:
-    """Measure the forward pass of a whole model.
+    """Measure the forward pass, or a training step, of a whole model.
 
     Args:
         name: what to call it.
         build: makes the model and its positional inputs, of which four copies rotate.
         dtype: ``"float32"``; others are not measured on a CPU.
-        mode: ``"inference"``, likewise.
+        mode: one of :data:`layer_energy.optimization.MODES`.
         meter: the source of joules.
         protocol: how long and how often.
 
     Raises:
         MeasureError: if it cannot be run.
     """
-    if (dtype, mode) != ("float32", "inference"):
-        raise MeasureError(f"{name}: a CPU is measured in float32 inference, not {dtype} {mode}")
+    if dtype != "float32":
+        raise MeasureError(f"{name}: a CPU is measured in float32, not {dtype}")
     steady_allocator()
     try:
         model, inputs = build()
-        model.eval()
-        rotating = itertools.cycle(
-            [[torch.randn_like(t) if t.is_floating_point() else t for t in inputs] for _ in "1234"]
-        )
-        with torch.inference_mode():
+        rotating = [
+            [torch.randn_like(t) if t.is_floating_point() else t for t in inputs] for _ in "1234"
+        ]
+        run = network(model, rotating, mode)
 
-            def execute(times: int) -> None:
-                for _ in range(times):
-                    model(*next(rotating))
+        def execute(times: int) -> None:
+            for _ in range(times):
+                run()
 
-            timing = dwell(execute, meter, protocol)
+        timing = dwell(execute, meter, protocol)
     except (RuntimeError, MemoryError) as error:
         raise MeasureError(f"{name}: {error}") from error
     return NetworkMeasurement(

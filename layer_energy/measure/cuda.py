@@ -10,23 +10,19 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from layer_energy.device import local_gpu
 from layer_energy.errors import DeviceLost, LayerEnergyError, MeasureError, OutOfMemory
 from layer_energy.layers.base import count
 from layer_energy.measure.gpu import Build, Variant, input_text
 from layer_energy.measure.layer import behind_relu, execution, rotation
+from layer_energy.measure.network import HALF, network
 from layer_energy.workload import Workload
 
 MAX_EXECUTIONS = 512
 MIN_SUBMISSION_S = 1e-3
 TIMED = 4
 """Eager executions that tell how long one takes."""
-
-LEARNING_RATE = 1e-6
-
-_HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class CudaGpu:
@@ -66,7 +62,7 @@ class CudaGpu:
             torch.backends.cudnn.benchmark = "autotuned" in variant
             return self._layer(workload, "hot" in variant, submission_s)
 
-    def load_module(self, build: Build, dtype: str, training: bool) -> CudaProgram:
+    def load_module(self, build: Build, dtype: str, mode: str) -> CudaProgram:
         """See :class:`layer_energy.measure.gpu.Gpu`."""
         with self.errors("the model"):
             _set_precision(dtype)
@@ -74,14 +70,10 @@ class CudaGpu:
             with torch.device(self._torch_device):  # random weights are drawn there, fast
                 model, inputs = build()
             model = model.to(self._torch_device)
-            if not training and dtype in _HALF:
-                model = model.to(_HALF[dtype])
+            if mode == "inference" and dtype in HALF:
+                model = model.to(HALF[dtype])
             inputs = tuple(_moved(t, self._torch_device, model) for t in inputs)
-            run = (
-                _training_step(model, inputs, dtype, self._torch_device.split(":")[0])
-                if training
-                else _inference(model, inputs)
-            )
+            run = network(model, [inputs], mode, dtype)
             for _ in range(3):
                 run()
             program = CudaProgram(self, run, 1, host_bound=True, flags=("eager",))
@@ -295,31 +287,3 @@ def _moved(value: Any, device: str, model: torch.nn.Module) -> Any:
     if parameter is not None and value.is_floating_point():
         return value.to(device, parameter.dtype)
     return value.to(device)
-
-
-def _inference(model: torch.nn.Module, inputs: tuple[Any, ...]) -> Callable[[], None]:
-    model.eval()
-
-    def forward() -> None:
-        with torch.inference_mode():
-            model(*inputs)
-
-    return forward
-
-
-def _training_step(
-    model: torch.nn.Module, inputs: tuple[Any, ...], dtype: str, device: str
-) -> Callable[[], None]:
-    """A step of SGD with momentum on the mean square of all outputs."""
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device, _HALF.get(dtype, torch.bfloat16), enabled=dtype in _HALF):
-            outputs = [t for t in tree_leaves(model(*inputs)) if isinstance(t, torch.Tensor)]
-            losses = [t.float().square().mean() for t in outputs if t.requires_grad]
-        torch.stack(losses).sum().backward()
-        optimizer.step()
-
-    return step

@@ -103,13 +103,13 @@ class Gpu(Protocol):
         """
         ...
 
-    def load_module(self, build: Build, dtype: str, training: bool) -> Program:
+    def load_module(self, build: Build, dtype: str, mode: str) -> Program:
         """Make a whole model ready, run eagerly; the same errors as :meth:`load`.
 
         Args:
             build: makes the model and its positional inputs on torch's default device.
             dtype: ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``.
-            training: a step of SGD instead of a forward pass.
+            mode: one of :data:`layer_energy.optimization.MODES`.
         """
         ...
 

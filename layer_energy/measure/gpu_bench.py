@@ -153,7 +153,7 @@ class GpuBench:
     def measure_model(self, name: str, build: Build, dtype: str, mode: str) -> NetworkMeasurement:
         """See :class:`layer_energy.measure.bench.Bench`."""
         self._release_previous()
-        program = self._gpu.load_module(build, dtype, training=mode == "training")
+        program = self._gpu.load_module(build, dtype, mode)
         self._previous = program
         period_s = self.calibrations[-1].period_s
         dwell_s = max(self._protocol.network_dwell_s, self._protocol.network_periods * period_s)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,14 +33,33 @@ def executions(
 ) -> Iterator[Execution]:
     """Build a layer ``copies`` times and rotate over them for ever.
 
+    With gradients, an execution is a forward pass on one copy and the backward pass on the one
+    whose forward pass is longest past: by then, as in a network, what that left behind is no
+    longer in the caches.
+
     Args:
-        workload: what to execute; with gradients, an execution is the forward and backward pass.
+        workload: what to execute.
         copies: distinct sets of weights and inputs.
         device: torch's name of it.
         rectified: inputs are zero where they would be negative, as behind a ReLU: how many bits
             toggle decides part of a GPU's power.
     """
-    return itertools.cycle([execution(workload, device, rectified) for _ in range(copies)])
+    made = [_passes(workload, device, rectified) for _ in range(copies)]
+    if workload.gradients == "none":
+        return itertools.cycle(made)
+    return _staggered(made)
+
+
+def _staggered(forwards: Sequence[Callable[[], Execution]]) -> Iterator[Execution]:
+    waiting: deque[Execution] = deque()
+    rotating = itertools.cycle(forwards)
+
+    def run() -> Any:
+        waiting.append(next(rotating)())
+        if len(waiting) == len(forwards):
+            waiting.popleft()()
+
+    return itertools.repeat(run)
 
 
 def behind_relu(workload: Workload) -> bool:
@@ -54,7 +74,13 @@ def tensor_dtype(workload: Workload) -> torch.dtype:
 
 
 def execution(workload: Workload, device: str, rectified: bool) -> Execution:
-    """Build a layer once; see :func:`executions`."""
+    """Build a layer once; with gradients, its backward pass follows the forward pass at once."""
+    run = _passes(workload, device, rectified)
+    return run if workload.gradients == "none" else lambda: run()()
+
+
+def _passes(workload: Workload, device: str, rectified: bool) -> Callable[[], Any]:
+    """A forward pass; with gradients, it returns its backward pass."""
     module, inputs = _materialise(workload, device, rectified)
     if workload.gradients == "none":
         module.requires_grad_(False)
@@ -68,13 +94,13 @@ def execution(workload: Workload, device: str, rectified: bool) -> Execution:
         tensor.requires_grad_()
     arriving: list[torch.Tensor] = []
 
-    def forward_and_backward() -> Any:
+    def forward() -> Execution:
         outputs = [t for t in tree_leaves(module(*inputs)) if _differentiable(t) and t.grad_fn]
         if not arriving:
             arriving.extend(_fill(torch.empty_like(t)) for t in outputs)
-        return torch.autograd.grad(outputs, wanted, arriving, allow_unused=True)
+        return lambda: torch.autograd.grad(outputs, wanted, arriving, allow_unused=True)
 
-    return forward_and_backward
+    return forward
 
 
 def _differentiable(value: Any) -> bool:

@@ -130,10 +130,11 @@ class VirtualGpu:
         self._settle(self._rng.uniform(0.01, 0.04))
         return VirtualProgram(self, *self.truth.of(workload), submission_s)
 
-    def load_module(self, build: Build, dtype: str, training: bool) -> VirtualProgram:
+    def load_module(self, build: Build, dtype: str, mode: str) -> VirtualProgram:
         """See :class:`layer_energy.measure.gpu.Gpu`."""
         if self._layers is None:
             raise NotImplementedError("this virtual GPU was not told how to take a model apart")
+        training = mode != "inference"
         gradients: Gradients = "both" if training else "none"
         time_s = energy_j = calls = 0.0
         with torch.device("meta"):

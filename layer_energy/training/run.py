@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layer_energy.errors import InvalidInput
+from layer_energy.model import PASSES
 from layer_energy.walk import walk
-from layer_energy.workload import Gradients
 
 if TYPE_CHECKING:
     from torch import nn
-
-_PASSES: dict[Gradients, int] = {"none": 1, "input": 2, "weight": 2, "both": 3}
-"""Forward, and one pass of the same size for each gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class NetworkCost:
         trace = walk(model, *args, training=True)
         rows = np.array(
             [
-                (c.macs, c.bytes_in + c.bytes_out, 1.0, _PASSES[call.gradients])
+                (c.macs, c.bytes_in + c.bytes_out, 1.0, PASSES[call.gradients])
                 for call in trace.calls
                 if (c := call.cost).bytes
             ]

@@ -13,6 +13,7 @@ from layer_energy.layers.base import Call, claimants, recognise
 from layer_energy.layers.memory import Generic
 from layer_energy.walk.rules import META, SATURATING, SHAPES, expand_masks
 from layer_energy.walk.scope import Scope
+from layer_energy.walk.tape import Tape
 from layer_energy.workload import Gradients, Params, Workload
 
 HOST_ELEMENTS = 1 << 14
@@ -106,17 +107,22 @@ class Recorder(TorchDispatchMode):
     small host constants excepted.
     """
 
-    def __init__(self, scope: Scope, real: bool = False) -> None:
+    def __init__(self, scope: Scope, real: bool = False, training: bool = False) -> None:
         super().__init__()
         self.seen: list[Seen] = []
+        self.backward: list[Seen] = []
+        """With ``training=True``, what a backward pass does besides the operations' own."""
         self.notes: dict[str, None] = {}
         self.failed_at: tuple[str, str] | None = None
-        self._scope = scope
+        self.scope = scope
         self._real = real
+        self._training = training
         self._memo: dict[Any, tuple[type | None, list[Any], Seen | None]] = {}
         self._stand_ins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: dict[int, torch.Tensor] = {}
         self._guessing = False
+        self._tape = Tape()
+        self._dispatched = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -126,18 +132,39 @@ class Recorder(TorchDispatchMode):
         if operation.name == "prim.device":
             return func(*args, **kwargs)
         tensors = _tensors((*args, *kwargs.values()))
+        self._dispatched += 1
+        dispatched, recorded = self._dispatched, len(self.seen)
         try:
             out = self._run(func, operation, args, kwargs, tensors)
         except Exception:
             if self.failed_at is None:
-                self.failed_at = (self._scope.current[0], operation.name)
+                self.failed_at = (self.scope.current[0], operation.name)
             raise
-        role = self._gradient_role(tensors)
-        if role and not operation.name.startswith("detach"):
-            for t in _tensors([out]):
-                if t.is_floating_point():
-                    t._layer_energy_role = (self, role)  # type: ignore[attr-defined]  # our mark
+        if not operation.name.startswith("detach"):
+            whole = dispatched == self._dispatched  # else its parts were dispatched and noted
+            self._note(operation, tensors, _tensors([out]), whole, self.seen[recorded:])
         return out
+
+    def _note(
+        self,
+        operation: _Operation,
+        tensors: list[torch.Tensor],
+        outputs: list[torch.Tensor],
+        whole: bool,
+        recorded: list[Seen],
+    ) -> None:
+        """Follow the gradients through an operation."""
+        if whole and any(t.is_floating_point() for t in outputs):
+            for seen in recorded:
+                seen.gradients = self._tape.gradients(tensors)
+            if self._training:
+                self.backward += [
+                    Seen(f"{operation.name} backward", work, True, self.scope.current)
+                    for work in self._tape.backward(
+                        operation.name, tensors, outputs, operation.view
+                    )
+                ]
+        self._tape.mark(tensors, outputs)
 
     def _run(
         self,
@@ -207,7 +234,7 @@ class Recorder(TorchDispatchMode):
                     for shape, stride, dtype in specs
                 ]
                 if seen is not None:
-                    self._append(seen, tensors)
+                    self._append(seen)
                 return outputs[0] if container is None else container(outputs)
         try:
             rule = SHAPES.get(operation.name)
@@ -265,34 +292,11 @@ class Recorder(TorchDispatchMode):
                 return decomposed
         of, params = recognised or (_GENERIC, _GENERIC.describe(call))
         workload = Workload(of.kind, Params(params), _compute_dtype(call))
-        self._append(Seen(operation.name, workload, recognised is not None), tensors)
+        self._append(Seen(operation.name, workload, recognised is not None))
         return NotImplemented
 
-    def _append(self, seen: Seen, tensors: list[torch.Tensor]) -> None:
-        gradients = self._gradients(tensors)
-        scope = self._scope.current
-        self.seen.append(Seen(seen.op, seen.workload, seen.modelled, scope, gradients))
-
-    def _role(self, t: torch.Tensor) -> str | None:
-        if isinstance(t, torch.nn.Parameter):
-            return "weight" if t.requires_grad else None
-        if t.requires_grad:
-            return "input"
-        marked_by, role = getattr(t, "_layer_energy_role", (None, None))
-        return role if marked_by is self else None
-
-    def _gradient_role(self, tensors: list[torch.Tensor]) -> str | None:
-        """What an output passes on: ``"weight"`` if made of trained weights alone."""
-        roles = {self._role(t) for t in tensors}
-        if roles <= {None}:
-            return None
-        return "weight" if roles == {"weight"} else "input"
-
-    def _gradients(self, tensors: list[torch.Tensor]) -> Gradients:
-        roles = {self._role(t) for t in tensors}
-        if "weight" in roles:
-            return "both" if "input" in roles else "weight"
-        return "input" if "input" in roles else "none"
+    def _append(self, seen: Seen) -> None:
+        self.seen.append(Seen(seen.op, seen.workload, seen.modelled, self.scope.current))
 
     def _is_virtual(self, t: torch.Tensor) -> bool:
         return (

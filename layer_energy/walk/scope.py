@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +33,15 @@ class Scope:
     def current(self) -> tuple[str, str, int]:
         """Path from the root, class name, and how often that path ran before this call."""
         return self._stack[-1][0] if self._stack else self._root
+
+    @contextmanager
+    def inside(self, path: str, name: str) -> Iterator[None]:
+        """Let ``current`` be a place that is no module, such as the loss."""
+        outer, self._root, self._stack = (self._root, self._stack), (path, name, 0), []
+        try:
+            yield
+        finally:
+            self._root, self._stack = outer
 
     def _path_of(self, module: nn.Module) -> str:
         caller = self.current[0]

@@ -21,6 +21,7 @@ class LayerCall:
         workload: what to price.
         gradients: what a training step would pay for it.
         modelled: ``False`` if no layer type claims the operation.
+        times: how often it runs, one time after the other: in each micro-batch of a training step.
     """
 
     path: str
@@ -30,11 +31,12 @@ class LayerCall:
     workload: Workload
     gradients: Gradients
     modelled: bool
+    times: int = 1
 
     @property
     def cost(self) -> Cost:
-        """Counts of this call."""
-        return count(self.workload)[0]
+        """Counts of the forward passes of this call."""
+        return count(self.workload)[0] * self.times
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,11 @@ class Trace:
         model: class name of the model.
         calls: its layer calls, in order.
         inputs: the inputs it was walked with, in words.
-        batch_size: samples per forward pass.
+        batch_size: samples per forward pass, or per step of the optimizer.
         via: ``"meta clone"``, ``"meta in place"`` or ``"CPU forward"``.
         notes: everything assumed on the way, in sentences.
+        mode: ``"inference"``, or ``"training"`` for the calls of a whole training step, each with
+            the gradients that it pays for.
     """
 
     model: str
@@ -56,6 +60,7 @@ class Trace:
     batch_size: int
     via: str
     notes: list[str] = field(default_factory=list)
+    mode: str = "inference"
 
     @property
     def macs(self) -> int:
@@ -69,4 +74,7 @@ class Trace:
 
     def workloads(self) -> Counter[Workload]:
         """The distinct workloads and how often each runs."""
-        return Counter(call.workload for call in self.calls)
+        times: Counter[Workload] = Counter()
+        for call in self.calls:
+            times[call.workload] += call.times
+        return times

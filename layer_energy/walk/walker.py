@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from layer_energy.errors import InvalidInput, WalkError
+from layer_energy.optimization import TrainingStep
 from layer_energy.walk.clone import (
     check_materialised,
     generators_kept,
@@ -26,8 +27,9 @@ from layer_energy.walk.inputs import Inputs, check_batch_size, given, infer, mat
 from layer_energy.walk.recorder import Recorder
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.trace import LayerCall, Trace
+from layer_energy.walk.training import LOSS, check_step, step_calls
 
-Attempt = Callable[[nn.Module, Inputs, bool], Recorder]
+Attempt = Callable[[nn.Module, Inputs, bool, TrainingStep | None], Recorder]
 
 
 def walk(
@@ -36,8 +38,9 @@ def walk(
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     training: bool = False,
+    step: TrainingStep | None = None,
 ) -> Trace:
-    """Trace one forward pass of ``model`` without running it.
+    """Trace one forward pass of ``model``, or one training step, without running it.
 
     Args:
         model: any module; wrappers (``torch.compile``, ``DataParallel``) are taken off.
@@ -46,10 +49,14 @@ def walk(
             ``kwargs``, an input is inferred and named in ``Trace.notes``.
         kwargs: the forward's keyword inputs, as they are.
         batch_size: samples of an inferred input; with inputs given it must agree with them.
-        training: walk in training mode (dropout and batch statistics) instead of inference.
+        training: walk in training mode (dropout and batch statistics) instead of inference; a
+            model that is in training mode keeps the modes of its modules.
+        step: trace a whole training step, each call with the gradients it pays for: forward and
+            backward of the network and the loss, and the optimizer on what is not frozen.
 
     Raises:
-        InvalidInput: for inputs that cannot be understood or inferred.
+        InvalidInput: for inputs that cannot be understood or inferred, and a step of which nothing
+            is trained.
         WalkError: if the model cannot be walked; names the module and the operation.
     """
     if not isinstance(model, nn.Module):
@@ -66,15 +73,23 @@ def walk(
             )
     else:
         inputs = infer(model, 1 if batch_size is None else batch_size)
-    recorder, via = _first_that_works(model, inputs, training)
+    if step is not None:
+        check_step(step, model)
+    recorder, via = _first_that_works(model, inputs, training or step is not None, step)
+    notes += [*inputs.assumed, *recorder.notes]
+    if via != "meta clone":
+        notes.append(f"walked by {via}")
+    name = type(model).__name__
+    if step is not None:
+        calls = step_calls(recorder, model, step)
+        samples = inputs.batch_size * step.accumulation
+        notes.append(step.sentence)
+        return Trace(name, calls, inputs.description, samples, via, notes, "training")
     calls = [
         LayerCall(*seen.scope, seen.op, seen.workload, seen.gradients, seen.modelled)
         for seen in recorder.seen
     ]
-    notes += [*inputs.assumed, *recorder.notes]
-    if via != "meta clone":
-        notes.append(f"walked by {via}")
-    return Trace(type(model).__name__, calls, inputs.description, inputs.batch_size, via, notes)
+    return Trace(name, calls, inputs.description, inputs.batch_size, via, notes)
 
 
 def _not_a_model(given: Any) -> str:
@@ -88,23 +103,40 @@ def _not_a_model(given: Any) -> str:
     return text
 
 
-def _on_meta(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
+def _on_meta(
+    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
+) -> Recorder:
     args, kwargs = to_meta((inputs.args, inputs.kwargs))
-    model.train(training)
-    with Scope(model) as scope, torch.inference_mode(), Recorder(scope) as recorder:
-        return _forward(model, args, kwargs, recorder)
+    _set_mode(model, training)
+    with (
+        Scope(model) as scope,
+        torch.inference_mode(),
+        Recorder(scope, training=step is not None) as recorder,
+    ):
+        return _forward(model, args, kwargs, recorder, step)
 
 
-def _on_meta_clone(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
-    return _on_meta(meta_clone(model), inputs, training)
+def _on_meta_clone(
+    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
+) -> Recorder:
+    return _on_meta(meta_clone(model), inputs, training, step)
 
 
-def _in_place(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
+def _in_place(
+    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
+) -> Recorder:
     with restored(model):
-        return _on_meta(model, inputs, training)
+        return _on_meta(model, inputs, training, step)
 
 
-def _for_real(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
+def _set_mode(model: nn.Module, training: bool) -> None:
+    if not (training and model.training):  # some may have been set to evaluation in it
+        model.train(training)
+
+
+def _for_real(
+    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
+) -> Recorder:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type != "cpu":
         how = "give it weights" if device.type == "meta" else "move it there with model.cpu()"
@@ -117,22 +149,27 @@ def _for_real(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with restored(model):
-            model.train(training)
+            _set_mode(model, training)
             with (
                 Scope(model) as scope,
                 torch.inference_mode(),
-                Recorder(scope, real=True) as recorder,
+                Recorder(scope, real=True, training=step is not None) as recorder,
             ):
-                return _forward(model, args, kwargs, recorder)
+                return _forward(model, args, kwargs, recorder, step)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _forward(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> Recorder:
+def _forward(
+    model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, step: TrainingStep | None
+) -> Recorder:
     try:
-        model(*args, **kwargs)
+        outputs = model(*args, **kwargs)
+        if step is not None:
+            with recorder.scope.inside(LOSS, "loss"):
+                step.loss_of(outputs)
     except Exception as error:
-        path, op = recorder.failed_at or (recorder._scope.last[0], "")
+        path, op = recorder.failed_at or (recorder.scope.last[0], "")
         where = f"module {path or '(the model)'}" + (f", operation {op}" if op else "")
         raise WalkError(f"{where}: {type(error).__name__}: {error}") from error
     return recorder
@@ -145,12 +182,14 @@ _ATTEMPTS: tuple[tuple[str, Attempt], ...] = (
 )
 
 
-def _first_that_works(model: nn.Module, inputs: Inputs, training: bool) -> tuple[Recorder, str]:
+def _first_that_works(
+    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
+) -> tuple[Recorder, str]:
     failures = []
     for via, attempt in _ATTEMPTS:
         try:
             with generators_kept():
-                return attempt(model, inputs, training), via
+                return attempt(model, inputs, training, step), via
         except Exception as error:  # each attempt may fail in ways of the model's own
             failures.append((via, error))
     hint = (

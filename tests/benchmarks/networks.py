@@ -37,7 +37,7 @@ def main() -> None:
             f"{s.bias:+.1%}",
         )
     Console().print(shown)
-    low, high = model.network_ratio["energy_j"]
+    low, high = model.totals["inference"].ratio["energy_j"]
     held = held_out_coverage(measured / table["layer_energy_energy_j"], table["model"])
     print(f"{model.device['name']}: seconds measured, joules {model.quality}")
     print(f"90 % interval of totals: {low:.2f} to {high:.2f} x; calibrated without them, it holds")

@@ -1,0 +1,102 @@
+"""A recorded forward pass → the calls of a whole training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from layer_energy.errors import InvalidInput, WalkError
+from layer_energy.layers.base import differentiated, workload
+from layer_energy.optimization import TrainingStep
+from layer_energy.walk.recorder import Recorder
+from layer_energy.walk.rules import META
+from layer_energy.walk.scope import Scope
+from layer_energy.walk.trace import LayerCall
+
+LOSS, ACCUMULATION, OPTIMIZER = "(loss)", "(gradient accumulation)", "(optimizer)"
+"""Paths of what is in no module."""
+
+
+def check_step(step: TrainingStep, model: nn.Module) -> None:
+    """Refuse steps of which nothing is trained, and paths that lead nowhere.
+
+    Raises:
+        InvalidInput: see above.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InvalidInput(
+            f"no parameter of {type(model).__name__} is trained: requires_grad is False on all of "
+            "them; set it where the step should train, or ask for mode='inference'"
+        )
+    if isinstance(step.checkpointing, bool):
+        return
+    paths = {path for path, _ in model.named_modules()}
+    for path in step.checkpointing:
+        if path not in paths:
+            raise InvalidInput(
+                f"checkpointing names {path!r}, which is no module of {type(model).__name__}; its "
+                f"modules are {', '.join(name for name, _ in model.named_children())} and theirs"
+            )
+
+
+def step_calls(recorder: Recorder, model: nn.Module, step: TrainingStep) -> list[LayerCall]:
+    """Every call of the step: forward with backward, views undone, accumulation, optimizer."""
+    calls = []
+    for seen in recorder.seen:
+        work = differentiated(seen.workload, seen.gradients)
+        call = LayerCall(
+            *seen.scope, seen.op, work, work.gradients, seen.modelled, step.accumulation
+        )
+        calls.append(call)
+        if work.gradients != "none" and _recomputed(call.path, step):
+            again = replace(call, op=f"{seen.op} again", workload=seen.workload, gradients="none")
+            calls.append(again)
+    calls += [
+        LayerCall(*seen.scope, seen.op, seen.workload, "none", True, step.accumulation)
+        for seen in recorder.backward
+    ]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if step.accumulation > 1:
+        calls += [_added(p, step.accumulation - 1) for p in trained]
+    return calls + _optimizer_calls(trained, step)
+
+
+def _recomputed(path: str, step: TrainingStep) -> bool:
+    if isinstance(step.checkpointing, bool):
+        return step.checkpointing and path != LOSS
+    return any(path == place or path.startswith(f"{place}.") for place in step.checkpointing)
+
+
+def _added(parameter: nn.Parameter, times: int) -> LayerCall:
+    """The gradient of a later micro-batch, added to those before."""
+    n = max(parameter.numel(), 1)
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    work = workload("add", dtype, elements=n, other=n, in_place=1)
+    return LayerCall(ACCUMULATION, "AccumulateGrad", 0, "add_", work, "none", True, times)
+
+
+def _optimizer_calls(trained: Sequence[nn.Parameter], step: TrainingStep) -> list[LayerCall]:
+    """What the optimizer does from its second step on, when it has all its state."""
+    with torch.inference_mode(False):
+        stand_ins = []
+        for p in trained:
+            stand_ins.append(nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=META)))
+            stand_ins[-1].grad = torch.empty_like(stand_ins[-1])
+        optimizer = step.make_optimizer(stand_ins)
+        try:
+            optimizer.step()
+            with Scope(nn.Identity()) as scope, Recorder(scope) as recorder:
+                optimizer.step()
+        except Exception as error:  # optimizers of strangers
+            raise WalkError(
+                f"{type(optimizer).__name__} could not make a step on parameters without memory: "
+                f"{type(error).__name__}: {error}; name one of torch's instead"
+            ) from error
+    name = type(optimizer).__name__
+    return [
+        LayerCall(OPTIMIZER, name, 0, seen.op, seen.workload, "none", seen.modelled)
+        for seen in recorder.seen
+    ]
