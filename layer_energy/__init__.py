@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from layer_energy.predict import predict_energy
     from layer_energy.report import EnergyReport
     from layer_energy.report.difference import diff
+    from layer_energy.training.forecast import TrainingForecast, predict_training
     from layer_energy.verification import Verification, verify
     from layer_energy.walk import Trace, walk
     from layer_energy.whatif import largest_within, plot_sweep, sweep
@@ -33,6 +34,7 @@ _HOMES = {
     "EnergyReport": "report",
     "Measurement": "workload",
     "Trace": "walk",
+    "TrainingForecast": "training.forecast",
     "Verification": "verification",
     "Workload": "workload",
     "compare": "comparison",
@@ -40,6 +42,7 @@ _HOMES = {
     "largest_within": "whatif",
     "plot_sweep": "whatif",
     "predict_energy": "predict",
+    "predict_training": "training.forecast",
     "profiles": "model",
     "sweep": "whatif",
     "verify": "verification",
@@ -54,6 +57,7 @@ __all__ = [
     "EnergyReport",
     "Measurement",
     "Trace",
+    "TrainingForecast",
     "Verification",
     "Workload",
     "__version__",
@@ -62,6 +66,7 @@ __all__ = [
     "largest_within",
     "plot_sweep",
     "predict_energy",
+    "predict_training",
     "profiles",
     "sweep",
     "verify",

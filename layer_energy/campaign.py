@@ -40,6 +40,7 @@ ROWS = {
     "compare": 44, "gather": 50, "reduction": 70, "softmax": 160, "log_softmax": 60,
     "embedding": 130, "lstm": 60, "gru": 50, "rnn": 50, "interpolate_bilinear": 50,
     "interpolate_nearest": 50, "interpolate_bicubic": 40, "grid_sample": 40,
+    "nll_loss": 40, "mse_loss": 40,
 }  # fmt: skip
 """Rows per layer type in three shards of nine minutes at an update every 100 ms."""
 
@@ -79,6 +80,12 @@ NETWORK_MODES = (
     ("bfloat16", "inference"),
     ("tf32", "training"),
 )
+TRAINING_MODES = (
+    ("tf32", "training"),
+    ("bfloat16", "training"),
+    ("bfloat16", "training-adamw"),
+    ("tf32", "head-training"),
+)
 
 
 def campaign(
@@ -99,7 +106,8 @@ def campaign(
     if not 1 <= k <= n:
         raise InvalidInput(f"a shard is K/N with 1 <= K <= N, got {k}/{n}")
     rng = Random(f"{seed}/{k}/{n}")
-    networks = _networks_in_turn(campaign_networks()[k - 1 :: n])
+    modes = TRAINING_MODES if training else NETWORK_MODES
+    networks = _networks_in_turn(campaign_networks()[k - 1 :: n], modes)
     exact = [] if training else _exact(networks)
     jobs = [Job(work, ("validation",)) for work in exact]
     jobs += _random_jobs(shard, f"{seed}/{k}/{n}", OVERSIZE * rows, training)
@@ -128,13 +136,15 @@ def campaign_networks() -> list[NetworkJob]:
         ]
 
 
-def _networks_in_turn(networks: Sequence[NetworkJob]) -> list[NetworkJob]:
+def _networks_in_turn(
+    networks: Sequence[NetworkJob], modes: Sequence[tuple[str, str]]
+) -> list[NetworkJob]:
     """Every network in every mode; each once before any comes again, modes evenly mixed."""
     jobs = []
-    for turn in range(len(NETWORK_MODES)):
+    for turn in range(len(modes)):
         for i, network in enumerate(networks):
             start = 0 if network.exact else i
-            dtype, mode = NETWORK_MODES[(start + turn) % len(NETWORK_MODES)]
+            dtype, mode = modes[(start + turn) % len(modes)]
             exact = network.exact and (dtype, mode) == ("float32", "inference")
             jobs.append(replace(network, dtype=dtype, mode=mode, exact=exact))
     return jobs

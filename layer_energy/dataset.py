@@ -8,6 +8,7 @@ every file and, under ``layer_energy``, the device and the provenance. Floats ke
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,6 +240,10 @@ def merge(datasets: Iterable[Dataset]) -> Dataset:
         for key in ("meter", "allocator", "layer_energy")
         if all(key in shard and shard[key] == shards[0][key] for shard in shards)
     }
+    for key in ("idle_power_w", "max_power_w"):
+        known = [shard[key] for shard in shards if key in shard]
+        if known:
+            common[key] = statistics.median(known)
     finished = [shard["finished"] for shard in shards if "finished" in shard]
     return Dataset(
         [m for each in datasets for m in each.measurements],

@@ -6,6 +6,7 @@ internet must not be able to run code.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -240,7 +241,8 @@ class EnergyModel:
                 "rows": sum(model.rows for model in kinds.values()),
                 "regressor": regressor,
                 **{k: provenance[k] for k in ("meter", "seed", "finished", "layer_energy",
-                                              "allocator") if k in provenance},
+                                              "allocator", "idle_power_w", "max_power_w")
+                   if k in provenance},
             },
             quality=qualities[0] if qualities else "measured",
             relative_uncertainty=float(provenance.get("meter_relative_uncertainty", 0.0)),
@@ -271,6 +273,18 @@ class EnergyModel:
         if self.law is not None:
             return self.law.dtypes
         return sorted({key.split("/")[1] for key in self.kinds})
+
+    @property
+    def idle_power_w(self) -> float | None:
+        """What the device draws without work, as far as that is known."""
+        known = self.law.coefficients["idle_w"] if self.law else self.dataset.get("idle_power_w")
+        return None if known is None else float(known)
+
+    @property
+    def max_power_w(self) -> float | None:
+        """Its power limit, as far as that is known."""
+        known = self.dataset.get("max_power_w")
+        return None if known is None else float(known)
 
     @property
     def trains(self) -> bool:
@@ -418,6 +432,21 @@ def conformal_interval(logs: Array) -> tuple[float, float]:
 def profiles() -> list[str]:
     """Names of the profiles that ship with the package, sorted."""
     return sorted(path.stem for path in PROFILES.glob("*.json"))
+
+
+def load_profile(profile: str | Path | None = None) -> EnergyModel:
+    """A profile by name or path, read once as long as its file does not change.
+
+    Raises:
+        ProfileError: see :meth:`EnergyModel.load`.
+    """
+    path = find_profile(default_profile() if profile is None else profile)
+    return _read_once(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_once(path: Path, mtime_ns: int) -> EnergyModel:
+    return EnergyModel.load(path)
 
 
 def default_profile() -> str:

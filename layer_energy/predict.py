@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layer_energy.errors import InvalidInput, ProfileError, UnmodelledOperation
-from layer_energy.model import MODE_NAMES, EnergyModel, default_profile, find_profile
+from layer_energy.model import MODE_NAMES, EnergyModel, load_profile
 from layer_energy.optimization import FOREACH_DEVICES, TrainingStep
 from layer_energy.report.report import EnergyReport, LayerEstimate
 from layer_energy.walk import Trace, walk
@@ -76,7 +75,7 @@ def predict_energy(
             f"dtype must be the name of a floating dtype, one of {', '.join(map(repr, _FLOATS))}; "
             f"got {dtype!r}{known}"
         )
-    prices = device if isinstance(device, EnergyModel) else _profile(device)
+    prices = device if isinstance(device, EnergyModel) else load_profile(device)
     step = training_step(
         prices,
         mode,
@@ -161,7 +160,7 @@ def training_step(
     """
     if mode not in MODE_NAMES:
         raise InvalidInput(f"mode must be one of {', '.join(MODE_NAMES)}, got {mode!r}")
-    prices = device if isinstance(device, EnergyModel) else _profile(device)
+    prices = device if isinstance(device, EnergyModel) else load_profile(device)
     if mode == "inference":
         if (optimizer, loss, accumulation, checkpointing) != (None, None, 1, False):
             raise InvalidInput(
@@ -185,13 +184,3 @@ def _source(prices: EnergyModel) -> str:
     parts += [f"torch {torch}"] if torch else []
     parts += [dataset["finished"][:10]] if "finished" in dataset else []
     return ", ".join(parts)
-
-
-def _profile(device: str | Path | None) -> EnergyModel:
-    path = find_profile(default_profile() if device is None else device)
-    return _load(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=8)
-def _load(path: Path, mtime_ns: int) -> EnergyModel:
-    return EnergyModel.load(path)

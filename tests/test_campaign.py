@@ -28,6 +28,7 @@ from layer_energy.measure.virtual import VirtualGpu
 from layer_energy.meters.nvml import NvmlSensor
 from layer_energy.model import EnergyModel
 from layer_energy.networks import layers, layers_of
+from layer_energy.optimization import MODES
 from layer_energy.plan import GPU_LIMITS, OPTIMIZER_STEPS, Job, NetworkJob, Plan, sample
 
 QUICK = GpuProtocol(warm_up_s=0.5)
@@ -95,7 +96,9 @@ class TestPlan:
         assert flags.count("repeat")
 
     def test_of_training_asks_for_gradients_and_optimizer_steps(self):
-        jobs = campaign((1, 3), training=True, rows=0.1).jobs
+        plan = campaign((1, 3), training=True, rows=0.1)
+        jobs = plan.jobs
+        assert {n.mode for n in plan.networks} == set(MODES) - {"inference"}
         asked = {job.workload.gradients for job in jobs if job.workload.kind == "linear"}
         assert {"both", "weight", "input"} == asked
         assert {job.workload.kind for job in jobs} >= set(OPTIMIZER_STEPS)

@@ -167,4 +167,9 @@ class CpuBench:
             "allocator": self._allocator,
             "meter_relative_uncertainty": self._meter.relative_uncertainty,
             "assumptions": list(self._meter.assumptions),
+            **{
+                name: getattr(self._meter, name)
+                for name in ("idle_power_w", "max_power_w")
+                if hasattr(self._meter, name)
+            },
         }

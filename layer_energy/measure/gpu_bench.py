@@ -214,6 +214,8 @@ class GpuBench:
                 "uuid": sensor.uuid,
                 "other_processes_at_start": len(self._neighbours),
             },
+            "idle_power_w": self.idle_power_w,
+            **({} if sensor.power_limit_w is None else {"max_power_w": sensor.power_limit_w}),
             "reference_time_s": [list(values) for values in self._references.values],
             "meter_relative_uncertainty": self._uncertainty,
             "assumptions": [

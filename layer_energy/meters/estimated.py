@@ -58,7 +58,7 @@ class EstimatedMeter:
             raise InvalidInput(
                 f"expected 0 <= idle_power_w <= max_power_w, got {idle:g} W and {maximum:g} W"
             )
-        self._idle_power_w = idle
+        self.idle_power_w, self.max_power_w = idle, maximum
         self._power_per_thread_w = (maximum - idle) / threads
         self._clock = clock
         self._cpu_clock = cpu_clock
@@ -87,6 +87,6 @@ class EstimatedMeter:
         now_s, cpu_s = self._clock(), self._cpu_clock()
         return Reading(
             now_s,
-            self._idle_power_w * (now_s - self._start_s)
+            self.idle_power_w * (now_s - self._start_s)
             + self._power_per_thread_w * (cpu_s - self._cpu_start_s),
         )

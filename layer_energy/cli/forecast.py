@@ -1,0 +1,95 @@
+"""``layer-energy predict-training``."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import typer
+
+from layer_energy.cli.base import Json, app, out, print_json
+from layer_energy.cli.predict import Dtype, ModelName, Profile
+from layer_energy.errors import InvalidInput
+from layer_energy.units import WORLD_INTENSITY_G_PER_KWH
+
+
+@app.command(
+    "predict-training",
+    epilog="Example: layer-energy predict-training resnet18 --images 50000 --epochs 90",
+)
+def predict_training(
+    model: ModelName,
+    images: Annotated[int, typer.Option(help="Training images of an epoch.")],
+    epochs: Annotated[int, typer.Option(help="Epochs.")],
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images of a batch.")] = 32,
+    validation_images: Annotated[int, typer.Option(help="Validation images of an epoch.")] = 0,
+    input: Annotated[  # noqa: A002  # the option's name
+        str | None, typer.Option("--input", help="Shape of one image, such as 3,224,224.")
+    ] = None,
+    device: Profile = None,
+    dtype: Dtype = None,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adamw",
+    accumulation: Annotated[int, typer.Option(help="Batches per step of the optimizer.")] = 1,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Activations are computed twice, not kept.")
+    ] = False,
+    frozen_backbone: Annotated[
+        bool, typer.Option("--frozen-backbone", help="Only the last layer is trained.")
+    ] = False,
+    loading: Annotated[
+        float, typer.Option("--loading", help="Images a second that the data loader delivers.")
+    ] = math.inf,
+    idle_power_w: Annotated[
+        float | None, typer.Option(help="Watts of the device while it waits for images.")
+    ] = None,
+    max_power_w: Annotated[
+        float | None, typer.Option(help="Its power limit, for the usual formulas beside.")
+    ] = None,
+    carbon_intensity: Annotated[
+        float, typer.Option(help="g CO2e per kWh of electricity.")
+    ] = WORLD_INTENSITY_G_PER_KWH,
+    price: Annotated[float, typer.Option(help="Price of a kWh, assumed if not given.")] = 0.25,
+    currency: Annotated[str, typer.Option(help="Currency of the price.")] = "EUR",
+    as_json: Json = False,
+) -> None:
+    """Predict the joules, hours and carbon of a whole training run before it starts."""
+    from layer_energy.models import build_model, default_input
+    from layer_energy.optimization import freeze_backbone
+    from layer_energy.training.forecast import predict_training as predict
+
+    made = build_model(model)
+    if frozen_backbone:
+        freeze_backbone(made)
+    forecast = predict(
+        made,
+        images=images,
+        epochs=epochs,
+        batch_size=batch_size,
+        validation_images=validation_images,
+        input=_shape(input) if input else default_input(model),
+        device=device,
+        dtype=dtype,
+        optimizer=optimizer,
+        accumulation=accumulation,
+        checkpointing=checkpointing,
+        loading_images_per_s=loading,
+        idle_power_w=idle_power_w,
+        max_power_w=max_power_w,
+        intensity_g_per_kwh=carbon_intensity,
+        price_per_kwh=price,
+        currency=currency,
+        name=model,
+    )
+    if as_json:
+        print_json(forecast.to_dict())
+    else:
+        out.print(str(forecast), markup=False, highlight=False)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split(","))
+    except ValueError:
+        raise InvalidInput(
+            f"--input must be the shape of one image, such as 3,224,224, got {text!r}"
+        ) from None

@@ -1,0 +1,170 @@
+"""Training runs before they start: steps, validation and waiting, added up."""
+
+import json
+import math
+
+import pytest
+from torch import nn
+from typer.testing import CliRunner
+
+from layer_energy import EnergyModel, predict_energy, predict_training
+from layer_energy.cli import app
+from layer_energy.dataset import Dataset
+from layer_energy.errors import InvalidInput, ProfileError
+from layer_energy.model import PASSES
+from layer_energy.optimization import freeze_backbone
+from layer_energy.walk import walk
+from tests.synthetic import DEVICE, make_dataset, training_time_s
+
+KINDS = ("conv2d", "batch_norm", "relu", "max_pool2d", "linear", "adaptive_avg_pool2d", "copy",
+         "add", "mul", "log_softmax", "nll_loss", "fill")  # fmt: skip
+RUN = {"images": 1000, "epochs": 10, "batch_size": 50, "validation_images": 200}
+
+
+@pytest.fixture(scope="module")
+def profile():
+    forward = make_dataset(dict.fromkeys(KINDS, 40), truth=training_time_s)
+    rows = {kind: 120 for kind in KINDS if kind != "fill"}
+    backward = make_dataset(rows, truth=training_time_s, training=True)
+    facts = {**forward.provenance, "idle_power_w": 2.0, "max_power_w": 12.0}
+    measurements = [*forward.measurements, *backward.measurements]
+    return EnergyModel.fit(Dataset(measurements, DEVICE, facts), "physical")
+
+
+def model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 100), nn.ReLU(), nn.Linear(100, 10))
+
+
+@pytest.fixture(scope="module")
+def forecast(profile):
+    return predict_training(model(), input=(3, 8, 8), device=profile, optimizer="sgd", **RUN)
+
+
+def test_a_run_is_its_steps_and_its_validation(profile, forecast):
+    step = predict_energy(
+        model(), (50, 3, 8, 8), device=profile, mode="training", optimizer="sgd"
+    )  # fmt: skip
+    passed = predict_energy(model(), (50, 3, 8, 8), device=profile)
+    assert forecast.energy_j == pytest.approx(10 * (20 * step.energy_j + 4 * passed.energy_j))
+    assert forecast.time_s == pytest.approx(10 * (20 * step.time_s + 4 * passed.time_s))
+    assert forecast.image_energy_j == pytest.approx(forecast.energy_j / 10 / 1200)
+    low, high = forecast.interval_j
+    assert low == pytest.approx(10 * (20 * step.interval_j[0] + 4 * passed.interval_j[0]))
+    assert low < forecast.energy_j < high
+    assert forecast.waiting_time_s == 0
+
+
+def test_epochs_and_images_are_proportional(profile, forecast):
+    twice = predict_training(
+        model(), input=(3, 8, 8), device=profile, optimizer="sgd", **{**RUN, "epochs": 20}
+    )
+    assert twice.energy_j == pytest.approx(2 * forecast.energy_j)
+    assert twice.carbon_g == pytest.approx(2 * forecast.carbon_g)
+    odd = predict_training(
+        model(), input=(3, 8, 8), device=profile, optimizer="sgd", **{**RUN, "images": 1025}
+    )
+    assert odd.steps == 20.5
+
+
+def test_a_slow_loader_costs_time_and_idle_power(profile, forecast):
+    slow = predict_training(
+        model(), input=(3, 8, 8), device=profile, optimizer="sgd", loading_images_per_s=100.0, **RUN
+    )
+    assert slow.time_s == pytest.approx(10 * 1200 / 100)
+    waited_s = slow.time_s - forecast.time_s
+    assert slow.energy_j == pytest.approx(forecast.energy_j + 2.0 * waited_s)
+    assert any("idle power 2 W" in note for note in slow.notes)
+    fast = predict_training(
+        model(), input=(3, 8, 8), device=profile, optimizer="sgd", loading_images_per_s=1e12, **RUN
+    )
+    assert fast.energy_j == forecast.energy_j
+
+
+def test_baselines(profile, forecast):
+    assert forecast.baselines_j["power limit × time (MLCO2)"] == pytest.approx(
+        12.0 * forecast.time_s
+    )
+    assert forecast.baselines_j["Green Algorithms"] == pytest.approx(
+        (12.0 + 0.3725 * 16) * forecast.time_s
+    )
+    calls = walk(model(), (50, 3, 8, 8), training=True).calls
+    macs = 20 * sum(c.cost.macs * PASSES[c.gradients] for c in calls)
+    macs += 4 * sum(c.cost.macs for c in calls)
+    import torchvision
+
+    reference = predict_energy(
+        torchvision.models.resnet18(), (8, 3, 224, 224), device=profile, mode="training",
+        optimizer="sgd",
+    )  # fmt: skip
+    of_reference = sum(c.cost.macs * PASSES[c.call.workload.gradients] for c in reference.layers)
+    assert forecast.baselines_j["in proportion to FLOPs"] == pytest.approx(
+        10 * macs / of_reference * reference.energy_j
+    )
+
+
+def test_a_frozen_backbone_costs_less(profile, forecast):
+    frozen = predict_training(
+        freeze_backbone(model()), input=(3, 8, 8), device=profile, optimizer="sgd", **RUN
+    )
+    assert frozen.energy_j < 0.8 * forecast.energy_j
+
+
+def test_what_it_says(forecast):
+    text = str(forecast)
+    assert "predicted: " in text
+    assert "90 %" in text
+    assert "per image" in text
+    assert forecast.to_dict()["quality"] == "estimated"
+    assert json.loads(json.dumps(forecast.to_dict()))["energy_j"] == forecast.energy_j
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of at least 1"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"images": -1}, "images must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"validation_images": -1}, "validation_images must be"),
+        ({"loading_images_per_s": 0.0}, "loading_images_per_s must be above 0"),
+        ({"loading_images_per_s": math.nan}, "loading_images_per_s must be above 0"),
+        ({"idle_power_w": -1.0}, "idle_power_w must be above 0"),
+        ({"intensity_g_per_kwh": math.nan}, "intensity_g_per_kwh"),
+    ],
+)
+def test_wrong_numbers(profile, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        predict_training(model(), input=(3, 8, 8), device=profile, **{**RUN, **options})
+
+
+def test_waiting_needs_an_idle_power():
+    dataset = make_dataset(dict.fromkeys(KINDS, 30), truth=training_time_s)
+    rows = make_dataset({"linear": 100, "relu": 30}, truth=training_time_s, training=True)
+    known = Dataset([*dataset.measurements, *rows.measurements], DEVICE, dataset.provenance)
+    profile = EnergyModel.fit(known, "physical")
+    with pytest.raises(InvalidInput, match="give idle_power_w"):
+        predict_training(model(), input=(3, 8, 8), device=profile, loading_images_per_s=10.0, **RUN)
+    assert (
+        "Green Algorithms"
+        not in predict_training(model(), input=(3, 8, 8), device=profile, **RUN).baselines_j
+    )
+
+
+def test_a_profile_of_forward_passes_refuses():
+    profile = EnergyModel.fit(make_dataset({"linear": 40, "copy": 40}), "physical")
+    with pytest.raises(ProfileError, match="forward passes only"):
+        predict_training(model(), input=(3, 8, 8), device=profile, **RUN)
+
+
+def test_the_command(profile, tmp_path):
+    profile.save(tmp_path / "p.json")
+    arguments = ["predict-training", "resnet18", "--images", "1000", "--epochs", "2",
+                 "--batch-size", "4", "--input", "3,64,64", "--device",
+                 str(tmp_path / "p.json")]  # fmt: skip
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["steps_per_epoch"] == 250
+    assert found["energy_low_j"] < found["energy_j"] < found["energy_high_j"]
+    text = CliRunner().invoke(app, arguments)
+    assert "2 epochs of 1000 images" in text.stdout
