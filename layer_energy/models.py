@@ -67,13 +67,13 @@ def walk_model(
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     step: TrainingStep | None = None,
+    autocast: str | None = None,
     frozen_backbone: bool = False,
 ) -> Trace:
     """Build a model by name and walk it; for the arguments see :func:`layer_energy.walk.walk`.
 
-    With ``frozen_backbone`` only its last layer is trained.
-
-    With no input given, a torchvision classifier takes that of its best weights.
+    With no input given, a torchvision classifier takes that of its best weights; with
+    ``frozen_backbone`` only the last layer is trained.
 
     Raises:
         InvalidInput: if the name leads nowhere, or the input cannot be understood.
@@ -91,14 +91,19 @@ def walk_model(
         args, batch_size = ((1 if batch_size is None else batch_size, *size),), None
         shape = "x".join(map(str, args[0]))
         assumed.append(f"input {shape} from the transforms of {name}'s weights")
+
+    def walked(model: nn.Module) -> Trace:
+        return walk(
+            model, *args, kwargs=kwargs, batch_size=batch_size, step=step, autocast=autocast
+        )
+
     try:
-        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size, step=step)
+        trace = walked(model)
     except WalkError:
         if not any(parameter.is_meta for parameter in model.parameters()):
             raise
         # a forward that computes with values needs weights
-        model = prepare(build_model(name, real=True))
-        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size, step=step)
+        trace = walked(prepare(build_model(name, real=True)))
     trace.notes[:0] = assumed
     return trace
 

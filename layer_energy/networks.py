@@ -15,7 +15,7 @@ from layer_energy.meters.base import Meter
 from layer_energy.models import build_model, default_input
 from layer_energy.optimization import MODES, freeze_backbone
 from layer_energy.plan import NetworkJob
-from layer_energy.walk import Trace, parse_shape, walk
+from layer_energy.walk import AMP, Trace, parse_shape, walk
 from layer_energy.workload import Device, NetworkMeasurement, Workload
 
 NETWORKS = (
@@ -60,17 +60,33 @@ def measure_network(job: NetworkJob, bench: Bench) -> NetworkMeasurement:
 
 
 def layers(
-    model: torch.nn.Module, inputs: tuple[Any, ...], mode: str = "inference"
+    model: torch.nn.Module,
+    inputs: tuple[Any, ...],
+    mode: str = "inference",
+    dtype: str = "float32",
 ) -> Iterable[tuple[Workload, int]]:
-    """The workloads of a model in one of its modes, and how often each occurs."""
-    return traced(model, inputs, mode).workloads().items()
+    """The workloads of a model as :func:`traced`, and how often each occurs."""
+    return traced(model, inputs, mode, dtype).workloads().items()
 
 
-def traced(model: torch.nn.Module, inputs: tuple[Any, ...], mode: str) -> Trace:
-    """A model walked as it is measured; of a training step, its backbone may be frozen for good."""
+def traced(
+    model: torch.nn.Module, inputs: tuple[Any, ...], mode: str, dtype: str = "float32"
+) -> Trace:
+    """A model walked as it is measured in a mode and dtype.
+
+    For a training step its backbone may be frozen for good; in half precision that is a step under
+    autocast, while an inference is walked in the model's own dtype.
+    """
     if MODES[mode].frozen_backbone:
         freeze_backbone(model)
-    return walk(model, *inputs, step=MODES[mode].step)
+    half = mode != "inference" and dtype in AMP.values()
+    return walk(model, *inputs, step=MODES[mode].step, autocast=dtype if half else None)
+
+
+def in_dtype(work: Workload, dtype: str, mode: str) -> Workload:
+    """A workload of a network traced so, in the dtype the network runs in."""
+    mixed = mode != "inference" and dtype in AMP.values()
+    return replace(work, dtype=dtype) if work.dtype == "float32" and not mixed else work
 
 
 def build_on_meta(job: NetworkJob) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
@@ -91,8 +107,8 @@ def layers_of(job: NetworkJob, model: torch.nn.Module | None = None) -> dict[Wor
     else:
         inputs = (_input(job, torch.device("meta")),)
     return {
-        replace(work, dtype=job.dtype) if work.dtype == "float32" else work: times
-        for work, times in layers(model, inputs, job.mode)
+        in_dtype(work, job.dtype, job.mode): times
+        for work, times in layers(model, inputs, job.mode, job.dtype)
     }
 
 

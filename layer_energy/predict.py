@@ -11,7 +11,7 @@ from layer_energy.errors import InvalidInput, ProfileError, UnmodelledOperation
 from layer_energy.model import MODE_NAMES, EnergyModel, load_profile
 from layer_energy.optimization import FOREACH_DEVICES, TrainingStep
 from layer_energy.report.report import EnergyReport, LayerEstimate
-from layer_energy.walk import Trace, walk
+from layer_energy.walk import AMP, Trace, walk
 from layer_energy.workload import ITEMSIZE_BYTES
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from layer_energy.optimization import Loss, MakeOptimizer
 
+_PLAIN_STEP = (None, None, 1, False)
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "tf32")
 
 
@@ -52,6 +53,7 @@ def predict_energy(
         device: a profile: the name of a shipped one, a path, or an ``EnergyModel``; the default is
             the first of :func:`layer_energy.profiles`.
         dtype: price as if the model ran in this dtype (``"float32"`` ...); its own if not given.
+            ``"bf16-amp"`` and ``"fp16-amp"`` are mixed precision, as ``torch.autocast`` on a GPU.
         mode: ``"inference"``, or ``"training"`` for a training step: forward and backward of
             network and loss, and the optimizer. That needs a profile with gradients measured.
         optimizer: of a training step: ``"sgd"`` (with momentum), ``"adam"``, ``"adamw"`` (if not
@@ -69,11 +71,11 @@ def predict_energy(
         ProfileError: if the profile is missing, damaged or lacks what was asked.
         UnmodelledOperation: with ``strict``, naming the operations.
     """
-    if dtype is not None and dtype not in _FLOATS:
+    if dtype is not None and dtype not in _FLOATS and dtype not in AMP:
         known = "" if str(dtype).removeprefix("torch.") in ITEMSIZE_BYTES else " (torch has none)"
+        names = ", ".join(map(repr, (*_FLOATS, *AMP)))
         raise InvalidInput(
-            f"dtype must be the name of a floating dtype, one of {', '.join(map(repr, _FLOATS))}; "
-            f"got {dtype!r}{known}"
+            f"dtype must be the name of a floating dtype, one of {names}; got {dtype!r}{known}"
         )
     prices = device if isinstance(device, EnergyModel) else load_profile(device)
     step = training_step(
@@ -84,14 +86,22 @@ def predict_energy(
         accumulation=accumulation,
         checkpointing=checkpointing,
     )
-    if dtype is not None and dtype not in prices.dtypes:
+    autocast = AMP.get(dtype or "")
+    if dtype is not None and (autocast or dtype) not in prices.dtypes:
         raise ProfileError(
             f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
             f"in {dtype}; choose one of those or another profile"
         )
     if not isinstance(model, Trace):
-        trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size, step=step)
-    elif args or kwargs or batch_size is not None or step not in (None, TrainingStep()):
+        trace = walk(
+            model, *args, kwargs=kwargs, batch_size=batch_size, step=step, autocast=autocast
+        )
+    elif (
+        args
+        or kwargs
+        or batch_size is not None
+        or (optimizer, loss, accumulation, checkpointing) != _PLAIN_STEP
+    ):
         raise InvalidInput(
             "a trace holds its inputs, and how it is trained; give them to walk(model, ..., "
             "step=TrainingStep(...)) instead"
@@ -101,10 +111,15 @@ def predict_energy(
             f"the trace is of mode {model.mode!r}, not {mode!r}; make one of a training step with "
             "walk(model, ..., step=TrainingStep())"
         )
+    elif model.autocast != autocast:
+        raise InvalidInput(
+            f"the trace was walked with autocast={model.autocast!r}, which dtype={dtype!r} is not; "
+            f"make one with walk(model, ..., autocast={autocast!r})"
+        )
     else:
         trace = model
     calls = trace.calls
-    if dtype is not None:
+    if dtype is not None and autocast is None:
         calls = [
             replace(call, workload=replace(call.workload, dtype=dtype))
             if call.workload.dtype in _FLOATS
@@ -162,7 +177,7 @@ def training_step(
         raise InvalidInput(f"mode must be one of {', '.join(MODE_NAMES)}, got {mode!r}")
     prices = device if isinstance(device, EnergyModel) else load_profile(device)
     if mode == "inference":
-        if (optimizer, loss, accumulation, checkpointing) != (None, None, 1, False):
+        if (optimizer, loss, accumulation, checkpointing) != _PLAIN_STEP:
             raise InvalidInput(
                 "optimizer, loss, accumulation and checkpointing belong to a training step; say "
                 "mode='training'"

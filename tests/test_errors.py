@@ -91,7 +91,7 @@ def test_wrong_inputs(args, kwargs, messages):
         ({"batch_size": 2.5}, InvalidInput, ["got 2.5"]),
         ({"dtype": "fp16"}, InvalidInput, ["'float16'", r"got 'fp16' \(torch has none\)"]),
         ({"dtype": torch.float16}, InvalidInput, ["the name of a floating", "got torch.float16$"]),
-        ({"dtype": "int8"}, InvalidInput, ["'tf32'; got 'int8'$"]),
+        ({"dtype": "int8"}, InvalidInput, ["'fp16-amp'; got 'int8'$"]),
         ({"dtype": "float16"}, ProfileError, ["measured in float32, not in float16", "choose one"]),
         ({"mode": "train"}, InvalidInput, ["inference, training, got 'train'"]),
         ({"device": "cuda"}, ProfileError, ["no profile is called 'cuda'", SHIPPED, "json file"]),

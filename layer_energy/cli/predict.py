@@ -146,6 +146,7 @@ def predicted(
     """The report of a model by name; a model that cannot be walked without values gets some."""
     from layer_energy.models import walk_model
     from layer_energy.predict import predict_energy, training_step
+    from layer_energy.walk import AMP
 
     if frozen_backbone and mode == "inference":
         raise InvalidInput("--frozen-backbone belongs to --mode training")
@@ -156,6 +157,7 @@ def predicted(
         kwargs=kwargs,
         batch_size=batch_size,
         step=training_step(device, mode, **step),
+        autocast=AMP.get(dtype or ""),
         frozen_backbone=frozen_backbone,
     )
     return predict_energy(trace, name=model, device=device, dtype=dtype, mode=mode, strict=strict)

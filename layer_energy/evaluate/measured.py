@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from layer_energy.errors import DatasetError, ProfileError
 from layer_energy.layers.base import count
 from layer_energy.model import MODE_NAMES, PASSES, EnergyModel
 from layer_energy.models import build_model
-from layer_energy.networks import traced
+from layer_energy.networks import in_dtype, traced
 from layer_energy.optimization import MODES
 from layer_energy.regressors import Features, Physical, features, make
 from layer_energy.regressors.features import Array
@@ -173,10 +173,9 @@ def evaluate_networks(
         if key not in built:
             on_network(network.model)
             built[key] = build_model(network.model)
-        trace = traced(built[key], (parse_shape(network.input),), network.mode)
+        trace = traced(built[key], (parse_shape(network.input),), network.mode, network.dtype)
         works = [
-            replace(w, dtype=network.dtype) if w.dtype == "float32" else w
-            for w in trace.workloads().elements()
+            in_dtype(work, network.dtype, network.mode) for work in trace.workloads().elements()
         ]
         prices = model.price(works)
         estimates = [prices[work] for work in works]

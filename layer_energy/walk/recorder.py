@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layer_energy.layers.base import Call, claimants, recognise
 from layer_energy.layers.memory import Generic
+from layer_energy.walk.autocast import Autocast
 from layer_energy.walk.rules import META, SATURATING, SHAPES, expand_masks
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.tape import Tape
@@ -107,7 +108,13 @@ class Recorder(TorchDispatchMode):
     small host constants excepted.
     """
 
-    def __init__(self, scope: Scope, real: bool = False, training: bool = False) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        real: bool = False,
+        training: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.seen: list[Seen] = []
         self.backward: list[Seen] = []
@@ -117,6 +124,7 @@ class Recorder(TorchDispatchMode):
         self.scope = scope
         self._real = real
         self._training = training
+        self._autocast = None if autocast is None else Autocast(autocast)
         self._memo: dict[Any, tuple[type | None, list[Any], Seen | None]] = {}
         self._stand_ins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: dict[int, torch.Tensor] = {}
@@ -131,6 +139,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if operation.name == "prim.device":
             return func(*args, **kwargs)
+        if self._autocast is not None:
+            args, kwargs = self._casted(self._autocast, operation, args, kwargs)
         tensors = _tensors((*args, *kwargs.values()))
         self._dispatched += 1
         dispatched, recorded = self._dispatched, len(self.seen)
@@ -144,6 +154,26 @@ class Recorder(TorchDispatchMode):
             whole = dispatched == self._dispatched  # else its parts were dispatched and noted
             self._note(operation, tensors, _tensors([out]), whole, self.seen[recorded:])
         return out
+
+    def _casted(
+        self,
+        autocast: Autocast,
+        operation: _Operation,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        target = autocast.target(operation.name)
+        if target is None:
+            return args, kwargs
+        with self:  # casts are operations, too
+
+            def cast(t: torch.Tensor) -> torch.Tensor:
+                return autocast.cast(t, target)
+
+            return (
+                tuple(_map_tensors(cast, a) for a in args),
+                {name: _map_tensors(cast, v) for name, v in kwargs.items()},
+            )
 
     def _note(
         self,

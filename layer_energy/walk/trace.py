@@ -52,6 +52,7 @@ class Trace:
         notes: everything assumed on the way, in sentences.
         mode: ``"inference"``, or ``"training"`` for the calls of a whole training step, each with
             the gradients that it pays for.
+        autocast: the dtype of mixed precision, if it was walked so.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Trace:
     via: str
     notes: list[str] = field(default_factory=list)
     mode: str = "inference"
+    autocast: str | None = None
 
     @property
     def macs(self) -> int:

@@ -8,6 +8,7 @@ after, and, as the last resort, run once for real on the CPU. The trace says whi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from layer_energy.errors import InvalidInput, WalkError
 from layer_energy.optimization import TrainingStep
+from layer_energy.walk.autocast import AMP
 from layer_energy.walk.clone import (
     check_materialised,
     generators_kept,
@@ -29,7 +31,18 @@ from layer_energy.walk.scope import Scope
 from layer_energy.walk.trace import LayerCall, Trace
 from layer_energy.walk.training import LOSS, check_step, step_calls
 
-Attempt = Callable[[nn.Module, Inputs, bool, TrainingStep | None], Recorder]
+
+@dataclass(frozen=True)
+class _How:
+    training: bool
+    step: TrainingStep | None
+    autocast: torch.dtype | None
+
+    def recorder(self, scope: Scope, real: bool = False) -> Recorder:
+        return Recorder(scope, real, self.step is not None, self.autocast)
+
+
+Attempt = Callable[[nn.Module, Inputs, _How], Recorder]
 
 
 def walk(
@@ -39,6 +52,7 @@ def walk(
     batch_size: int | None = None,
     training: bool = False,
     step: TrainingStep | None = None,
+    autocast: str | None = None,
 ) -> Trace:
     """Trace one forward pass of ``model``, or one training step, without running it.
 
@@ -53,6 +67,8 @@ def walk(
             model that is in training mode keeps the modes of its modules.
         step: trace a whole training step, each call with the gradients it pays for: forward and
             backward of the network and the loss, and the optimizer on what is not frozen.
+        autocast: walk as under ``torch.autocast`` of a GPU in this dtype, ``"bfloat16"`` or
+            ``"float16"``: casts are calls of their own.
 
     Raises:
         InvalidInput: for inputs that cannot be understood or inferred, and a step of which nothing
@@ -75,8 +91,14 @@ def walk(
         inputs = infer(model, 1 if batch_size is None else batch_size)
     if step is not None:
         check_step(step, model)
-    recorder, via = _first_that_works(model, inputs, training or step is not None, step)
+    if autocast not in (None, *AMP.values()):
+        raise InvalidInput(f"autocast must be one of {', '.join(AMP.values())}, got {autocast!r}")
+    half = None if autocast is None else getattr(torch, autocast)
+    how = _How(training or step is not None, step, half)
+    recorder, via = _first_that_works(model, inputs, how)
     notes += [*inputs.assumed, *recorder.notes]
+    if autocast is not None:
+        notes.append(f"mixed precision: matrix products in {autocast}, as torch.autocast on a GPU")
     if via != "meta clone":
         notes.append(f"walked by {via}")
     name = type(model).__name__
@@ -84,12 +106,12 @@ def walk(
         calls = step_calls(recorder, model, step)
         samples = inputs.batch_size * step.accumulation
         notes.append(step.sentence)
-        return Trace(name, calls, inputs.description, samples, via, notes, "training")
+        return Trace(name, calls, inputs.description, samples, via, notes, "training", autocast)
     calls = [
         LayerCall(*seen.scope, seen.op, seen.workload, seen.gradients, seen.modelled)
         for seen in recorder.seen
     ]
-    return Trace(name, calls, inputs.description, inputs.batch_size, via, notes)
+    return Trace(name, calls, inputs.description, inputs.batch_size, via, notes, autocast=autocast)
 
 
 def _not_a_model(given: Any) -> str:
@@ -103,30 +125,20 @@ def _not_a_model(given: Any) -> str:
     return text
 
 
-def _on_meta(
-    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
-) -> Recorder:
+def _on_meta(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
     args, kwargs = to_meta((inputs.args, inputs.kwargs))
-    _set_mode(model, training)
-    with (
-        Scope(model) as scope,
-        torch.inference_mode(),
-        Recorder(scope, training=step is not None) as recorder,
-    ):
-        return _forward(model, args, kwargs, recorder, step)
+    _set_mode(model, how.training)
+    with Scope(model) as scope, torch.inference_mode(), how.recorder(scope) as recorder:
+        return _forward(model, args, kwargs, recorder, how.step)
 
 
-def _on_meta_clone(
-    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
-) -> Recorder:
-    return _on_meta(meta_clone(model), inputs, training, step)
+def _on_meta_clone(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
+    return _on_meta(meta_clone(model), inputs, how)
 
 
-def _in_place(
-    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
-) -> Recorder:
+def _in_place(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
     with restored(model):
-        return _on_meta(model, inputs, training, step)
+        return _on_meta(model, inputs, how)
 
 
 def _set_mode(model: nn.Module, training: bool) -> None:
@@ -134,13 +146,11 @@ def _set_mode(model: nn.Module, training: bool) -> None:
         model.train(training)
 
 
-def _for_real(
-    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
-) -> Recorder:
+def _for_real(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type != "cpu":
-        how = "give it weights" if device.type == "meta" else "move it there with model.cpu()"
-        raise WalkError(f"a real forward needs the model on the CPU, it is on {device}; {how}")
+        remedy = "give it weights" if device.type == "meta" else "move it there with model.cpu()"
+        raise WalkError(f"a real forward needs the model on the CPU, it is on {device}; {remedy}")
     tensors = {id(t): materialised(t) for t in inputs.tensors}
     args, kwargs = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: tensors[id(t)], (inputs.args, inputs.kwargs)
@@ -149,13 +159,13 @@ def _for_real(
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with restored(model):
-            _set_mode(model, training)
+            _set_mode(model, how.training)
             with (
                 Scope(model) as scope,
                 torch.inference_mode(),
-                Recorder(scope, real=True, training=step is not None) as recorder,
+                how.recorder(scope, real=True) as recorder,
             ):
-                return _forward(model, args, kwargs, recorder, step)
+                return _forward(model, args, kwargs, recorder, how.step)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
@@ -182,14 +192,12 @@ _ATTEMPTS: tuple[tuple[str, Attempt], ...] = (
 )
 
 
-def _first_that_works(
-    model: nn.Module, inputs: Inputs, training: bool, step: TrainingStep | None
-) -> tuple[Recorder, str]:
+def _first_that_works(model: nn.Module, inputs: Inputs, how: _How) -> tuple[Recorder, str]:
     failures = []
     for via, attempt in _ATTEMPTS:
         try:
             with generators_kept():
-                return attempt(model, inputs, training, step), via
+                return attempt(model, inputs, how), via
         except Exception as error:  # each attempt may fail in ways of the model's own
             failures.append((via, error))
     hint = (
