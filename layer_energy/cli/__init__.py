@@ -17,6 +17,7 @@ from layer_energy.cli import (
     predict,
     profiles,
     project,
+    study,
     verify,
     whatif,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "predict",
     "profiles",
     "project",
+    "study",
     "verify",
     "whatif",
 ]
