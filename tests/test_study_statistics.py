@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -312,3 +313,18 @@ class TestCommand:
         assert (result.exit_code, summary["done"], summary["complete"]) == (0, 4, True)
         table = pd.read_csv(out / "runs.csv")
         assert table["batch_size"].tolist() == [row["batch_size"] for row in order]
+
+
+RECORDED = Path(__file__).parents[2] / "shared" / "external" / "delrey2024"
+
+
+@pytest.mark.skipif(not RECORDED.is_dir(), reason="the recorded runs are not beside this checkout")
+def test_the_papers_own_table_gives_the_medians_the_paper_prints():
+    """J per image of five networks on two GPUs (arXiv 2307.05520), to the digits printed."""
+    from tests.benchmarks.study_paper import NETWORKS, PRINTED_J, load, medians
+
+    study, _ = load(RECORDED)
+    ours = medians(analyze(study), "energy_per_image_j")
+    for gpu in ("RTX 3070", "RTX 3090"):
+        assert [round(ours[gpu, network], 2) for network in NETWORKS] == list(PRINTED_J[gpu])
+    assert 1 - ours.min() / ours.max() == pytest.approx(0.807, abs=0.001)  # printed as 80.7 %

@@ -9,7 +9,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layer_energy.comparison import pareto_front
 from layer_energy.errors import InvalidInput
 from layer_energy.files import write_text_atomically
 from layer_energy.study import statistics
@@ -222,6 +221,8 @@ def _crossed(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
 def _pareto(table: pd.DataFrame, factors: tuple[str, ...], notes: list[str]) -> pd.DataFrame:
     """Medians, saving and loss of each configuration against the one of the highest gain."""
     import pandas as pd
+
+    from layer_energy.comparison import pareto_front  # which imports torch
 
     gain = next((g for g in GAINS if g in table and table[g].notna().any()), None)
     if gain is None:
