@@ -1,5 +1,6 @@
 """Studies: their file, their order, and runs that survive a kill."""
 
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from layer_energy.errors import DatasetError, InvalidInput, MeterError
-from layer_energy.study import load_study, read_runs, run_study
+from layer_energy.study import load_study, read_runs, run_study, trainer
 from layer_energy.study.images import load_images
 from layer_energy.study.loop import build_classifier, fit
 from layer_energy.study.runner import LOG_NAME
@@ -199,18 +200,40 @@ class TestRunning:
         assert again.table.read_bytes() == whole.table.read_bytes()
 
     def test_a_line_cut_by_a_kill_costs_that_run_only(self, study, tmp_path):
-        trainer = FakeTrainer()
-        run_study(study, tmp_path, trainer, should_stop=lambda: len(trainer.trained) >= 5)
+        first = FakeTrainer()
+        run_study(study, tmp_path, first, should_stop=lambda: len(first.trained) >= 5)
         log = tmp_path / LOG_NAME
         log.write_bytes(log.read_bytes()[:-9])
         again = FakeTrainer()
-        summary = run_study(study, tmp_path, again)
+        summary = run_study(study, tmp_path, again, should_stop=lambda: len(again.trained) >= 3)
         assert (summary.dropped, summary.resumed) == (1, 4)
-        assert again.trained == list(range(4, 12))
+        assert again.trained == [4, 5, 6]
+        last = FakeTrainer()
+        summary = run_study(study, tmp_path, last)
+        assert (summary.dropped, summary.resumed) == (
+            0,
+            7,
+        )  # nothing was written behind half a line
+        assert last.trained == list(range(7, 12))
+
+    def test_a_kill_in_the_first_line_of_the_log(self, study, tmp_path):
+        first = FakeTrainer()
+        run_study(study, tmp_path, first, should_stop=lambda: True)
+        log = tmp_path / LOG_NAME
+        log.write_bytes(log.read_bytes()[:20])
+        assert run_study(study, tmp_path, FakeTrainer()).complete
+
+    @pytest.mark.parametrize("content", [b"notes", b"notes\nmore"])
+    def test_another_file_of_that_name_is_left_alone(self, study, tmp_path, content):
+        log = tmp_path / LOG_NAME
+        log.write_bytes(content)
+        with pytest.raises(DatasetError, match="does not begin as the log of a study"):
+            run_study(study, tmp_path, FakeTrainer())
+        assert log.read_bytes() == content
 
     def test_a_damaged_line_is_told_by_its_checksum(self, study, tmp_path):
-        trainer = FakeTrainer()
-        run_study(study, tmp_path, trainer, should_stop=lambda: len(trainer.trained) >= 5)
+        first = FakeTrainer()
+        run_study(study, tmp_path, first, should_stop=lambda: len(first.trained) >= 5)
         log = tmp_path / LOG_NAME
         lines = log.read_bytes().splitlines(keepends=True)
         lines[2] = lines[2].replace(b'"images":100', b'"images":900')
@@ -220,8 +243,8 @@ class TestRunning:
         assert again.trained == [1, *range(5, 12)]
 
     def test_another_study_or_machine_does_not_go_on(self, study, tmp_path):
-        trainer = FakeTrainer()
-        run_study(study, tmp_path, trainer, should_stop=lambda: len(trainer.trained) >= 1)
+        first = FakeTrainer()
+        run_study(study, tmp_path, first, should_stop=lambda: len(first.trained) >= 1)
         with pytest.raises(DatasetError, match=r"another study or machine.*machine was 'this'"):
             run_study(study, tmp_path, FakeTrainer("that"))
         with pytest.raises(DatasetError, match="'seed': 1"):
@@ -243,14 +266,14 @@ class TestRunning:
         assert run_study(study, tmp_path, FakeTrainer()).resumed == 3
 
     def test_pauses_come_before_each_run_and_end_at_a_stop(self, study, tmp_path):
-        slept, trainer = [], FakeTrainer()
+        slept, fake = [], FakeTrainer()
         paused = replace(study, protocol=Protocol(warm_up_s=1, pause_s=3))
         run_study(
-            paused, tmp_path, trainer, sleep=slept.append,
-            should_stop=lambda: len(trainer.trained) == 2 and sum(slept) >= 7,
+            paused, tmp_path, fake, sleep=slept.append,
+            should_stop=lambda: len(fake.trained) == 2 and sum(slept) >= 7,
         )  # fmt: skip
-        assert trainer.warmed_up == 1
-        assert trainer.trained == [0, 1]
+        assert fake.warmed_up == 1
+        assert fake.trained == [0, 1]
         assert 7 <= sum(slept) < 8
 
 
@@ -421,6 +444,28 @@ class TestTorch:
         with pytest.raises(InvalidInput, match=message):
             run_study(replace(real, **change), tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class TestUtilisation:
+    """Of a GPU, without one: the driver's answers are given."""
+
+    def share(self, monkeypatch, answer):
+        monkeypatch.setattr(trainer, "_SAMPLE_S", 0.001)
+        monkeypatch.setattr(torch.cuda, "utilization", answer)
+        with trainer._Utilisation(torch.device("cuda")) as utilisation:
+            time.sleep(0.05)
+        return utilisation.share
+
+    def test_it_is_the_mean_of_what_the_driver_says(self, monkeypatch):
+        answers = itertools.cycle((25, 75))
+        found = self.share(monkeypatch, lambda device: next(answers))
+        assert found == pytest.approx(0.5, abs=0.125)  # an odd number of samples at worst
+
+    def test_it_is_unknown_where_the_driver_hides_it(self, monkeypatch):
+        def hidden(device):
+            raise RuntimeError("insufficient permissions")
+
+        assert self.share(monkeypatch, hidden) is None
 
 
 class TestTable:

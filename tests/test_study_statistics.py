@@ -135,6 +135,22 @@ class TestTwoWay:
         eta = ss["b"] / (ss["b"] + ss["Residual"])
         assert rows["b"]["partial_eta_squared"] == pytest.approx(eta)
 
+    def test_an_unbalanced_case_by_least_squares(self):
+        """Type II: what a factor adds to the other one, without the interaction."""
+        rng = np.random.default_rng(3)
+        a, b = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 0]), np.array([0, 0, 0, 1, 1, 1, 1, 0, 0, 1])
+        y = rng.normal(a + 2 * b, 1)
+
+        def residual(*columns):
+            x = np.column_stack([np.ones(len(y)), *columns])
+            return np.sum((y - x @ np.linalg.lstsq(x, y)[0]) ** 2)
+
+        rows = two_way(pd.DataFrame({"a": a, "b": b, "y": y}), "y", "a", "b")
+        assert [row["sum_of_squares"] for row in rows] == pytest.approx([
+            residual(b) - residual(a, b), residual(a) - residual(a, b),
+            residual(a, b) - residual(a, b, a * b), residual(a, b, a * b),
+        ])  # fmt: skip
+
 
 class TestDescription:
     def test_the_interval_is_students(self):

@@ -37,11 +37,13 @@ class RunLog:
         self.runs: dict[int, Run] = {}
         self.dropped = 0
         header = {"schema_version": SCHEMA_VERSION, **json.loads(canonical(identity))}
+        begin = encode("study", header)
         content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        self.dropped += len(whole) < len(content)
+        new = begin.startswith(content)  # or died in its first line
+        whole = b"" if new else content[: content.rfind(b"\n") + 1]
+        self.dropped += not new and len(whole) < len(content)
         first, *lines = whole.splitlines() or [b""]
-        if first:
+        if not new:
             self._check(decode("study", first), header)
         for line in lines:
             try:
@@ -51,8 +53,8 @@ class RunLog:
                 self.dropped += 1
         self._file = path.open("ab")
         self._file.truncate(len(whole))
-        if not first:
-            self._write(encode("study", header))
+        if new:
+            self._write(begin)
 
     def append(self, run: Run) -> None:
         """Add a run; it is on the disk when this returns."""

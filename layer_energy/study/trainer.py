@@ -134,7 +134,7 @@ class TorchTrainer:
         device = torch.device(configuration.device)
         images = self._images(configuration.image_size)
         meter = self._meters[configuration.device]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             classifier = build_classifier(configuration.network, images.classes)
             classifier.network.to(device)
@@ -156,7 +156,7 @@ class TorchTrainer:
                 f"a batch of {configuration.batch_size} is more than the {len(images.training)} "
                 "training images; take fewer in batch_sizes, or more data.images"
             )
-        with torch.random.fork_rng(), torch.inference_mode():
+        with torch.random.fork_rng([]), torch.inference_mode():
             network = build_classifier(configuration.network, images.classes).network.eval()
             size = configuration.image_size
             try:
