@@ -187,7 +187,7 @@ _PAIRS = {
     "median_ratio": "a / b",
     "p_games_howell": "p Games-Howell",
     "p_dunn_holm": "p Dunn",
-    "cliffs_delta": "Cliff's δ",
+    "cliffs_delta": "δ",
 }
 _SOURCES = {"source": "source", "df": "df", "f": "F", "p": "p", "partial_eta_squared": "ηp²"}
 

@@ -77,7 +77,7 @@ def pareto(analysis: Analysis) -> Figure:
     for row in table.to_dict("records"):
         label = ", ".join(str(row[factor]) for factor in analysis.factors)
         axes.annotate(label, (row[ENERGY], row[gain]), (4, 4), textcoords="offset points",
-                      fontsize="small")  # fmt: skip
+                      fontsize="small", rotation=20)  # fmt: skip
     axes.margins(x=0.2)
     _joules(axes)
     axes.set_xlabel(f"median energy per image ({_quality(analysis)})")
