@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from layer_energy.errors import DatasetError, InvalidInput, MeterError
-from layer_energy.study import load_study, read_runs, run_study, trainer
+from layer_energy.study import analyze, load_study, read_runs, run_study, trainer
 from layer_energy.study.images import load_images
 from layer_energy.study.loop import build_classifier, fit
 from layer_energy.study.runner import LOG_NAME
@@ -279,7 +279,7 @@ class TestRunning:
 
 CHILD = """
 import sys
-from layer_energy.study import load_study, run_study
+from layer_energy.study import analyze, load_study, run_study
 from tests.test_study import FakeTrainer
 class Slow(FakeTrainer):
     def train(self, planned, should_stop):
@@ -515,6 +515,15 @@ class TestTable:
         table.write_text(table.read_text().replace(",100,", ",200,", 1))
         with pytest.raises(DatasetError, match="was changed after it was written"):
             read_runs(table)
+
+    def test_runs_on_a_device_whose_utilisation_is_hidden(self, study, tmp_path):
+        class Hidden(FakeTrainer):
+            def train(self, planned, should_stop):
+                return replace(super().train(planned, should_stop), utilisation=None)
+
+        table = read_runs(run_study(study, tmp_path, Hidden()).table)
+        assert table["utilisation"].isna().all()
+        assert len(analyze(table).tables["pairwise"]) == 4
 
     def test_what_is_written_beside_it(self, study, tmp_path):
         run_study(study, tmp_path, FakeTrainer())

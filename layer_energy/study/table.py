@@ -134,7 +134,8 @@ def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.
             run_from_dict(values).to_dict()
             for _, values in read_table(path, package.hashes.get(TABLE, ""), COLUMNS)
         ]
-        return _checked(pd.DataFrame(rows), path, list(package.facts.get("assumptions", ())))
+        table = pd.DataFrame(rows).astype({"utilisation": float})  # None, where it is not known
+        return _checked(table, path, list(package.facts.get("assumptions", ())))
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
