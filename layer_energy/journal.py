@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from layer_energy.errors import DatasetError
+from layer_energy.lines import canonical, decode, differences, encode
 from layer_energy.records import (
     measurement_from_dict,
     measurement_to_dict,
@@ -57,7 +57,7 @@ class Journal:
         self.dropped = 0
         self.duplicates = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        header = {"schema_version": SCHEMA_VERSION, "plan": json.loads(_canonical(plan))}
+        header = {"schema_version": SCHEMA_VERSION, "plan": json.loads(canonical(plan))}
         content = self.path.read_bytes() if self.path.exists() else b""
         kept, missing = self._read(content, header)
         self._file = self.path.open("ab")
@@ -65,7 +65,7 @@ class Journal:
         self._file.write(missing)
         if self._in_flight is not None:
             self.deaths[self._in_flight] += 1
-            self._file.write(_line("death", self._in_flight))
+            self._file.write(encode("death", self._in_flight))
         self._sync()
 
     def __enter__(self) -> Self:
@@ -81,26 +81,26 @@ class Journal:
 
     def append(self, measurement: Measurement) -> None:
         """Add a row. It is in ``rows`` even if the disk then refuses it (OSError)."""
-        line = _line("row", measurement_to_dict(measurement))
+        line = encode("row", measurement_to_dict(measurement))
         self._take(measurement)
         self._current = None
         self._write(line)
 
     def append_network(self, network: NetworkMeasurement) -> None:
         """Add a network. It is in ``networks`` even if the disk then refuses it (OSError)."""
-        line = _line("network", network_to_dict(network))
+        line = encode("network", network_to_dict(network))
         self.networks.append(network)
         self._write(line)
 
     def begin(self, row_id: int) -> None:
         """Note that a row is being measured: who dies now, dies of it."""
         self._current = row_id
-        self._write(_line("begin", row_id))
+        self._write(encode("begin", row_id))
 
     def begin_network(self, key: tuple[Any, ...]) -> None:
         """Note that a network is being measured."""
         self.networks_begun[key] += 1
-        self._write(_line("begin_network", list(key)))
+        self._write(encode("begin_network", list(key)))
 
     def _write(self, line: bytes) -> None:
         self._file.write(line)
@@ -113,7 +113,7 @@ class Journal:
         if not self._file.closed:
             try:
                 if self._current is not None:  # given up, but not by a death
-                    self._file.write(_line("end", self._current))
+                    self._file.write(encode("end", self._current))
                 self._sync()
             finally:
                 self._file.close()
@@ -129,11 +129,11 @@ class Journal:
 
     def _read(self, content: bytes, header: dict[str, Any]) -> tuple[int, bytes]:
         """Fill ``rows``; return how many bytes to keep and what must follow them."""
-        expected = _line("header", header)
+        expected = encode("header", header)
         if expected.startswith(content):  # new, or died in its first line
             return 0, expected
         first, _, rest = content.partition(b"\n")
-        self._check_header(_value("header", first), header)
+        self._check_header(decode("header", first), header)
         *lines, last = rest.split(b"\n")
         for line in lines:
             self._take_line(line)
@@ -145,20 +145,20 @@ class Journal:
 
     def _take_line(self, line: bytes) -> bool:
         try:
-            if (row := _value("row", line)) is not None:
+            if (row := decode("row", line)) is not None:
                 self._take(measurement_from_dict(row))
                 self._in_flight = None
-            elif (row_id := _value("death", line)) is not None:
+            elif (row_id := decode("death", line)) is not None:
                 self.deaths[row_id] += 1
                 self._in_flight = None
-            elif (row_id := _value("begin", line)) is not None:
+            elif (row_id := decode("begin", line)) is not None:
                 self._in_flight = row_id
-            elif (key := _value("begin_network", line)) is not None:
+            elif (key := decode("begin_network", line)) is not None:
                 self.networks_begun[tuple(key)] += 1
-            elif _value("end", line) is not None:
+            elif decode("end", line) is not None:
                 self._in_flight = None
             else:
-                self.networks.append(network_from_dict(_value("network", line)))
+                self.networks.append(network_from_dict(decode("network", line)))
         except DatasetError:
             self.dropped += 1
             return False
@@ -177,35 +177,9 @@ class Journal:
                 "or choose another folder"
             )
         was, now = found["plan"], expected["plan"]
-        differing = [
-            f"{key} was {was.get(key)!r} and is now {now.get(key)!r}"
-            for key in sorted(was.keys() | now.keys())
-            if was.get(key) != now.get(key)
-        ]
+        differing = differences(was, now)
         if differing:
             raise DatasetError(
-                f"{self.path} belongs to another plan: {'; '.join(differing)}. Repeat the former "
+                f"{self.path} belongs to another plan: {differing}. Repeat the former "
                 "settings to go on with it, choose another folder, or delete the file to start over"
             )
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _crc(value: Any) -> str:
-    return f"{zlib.crc32(_canonical(value).encode()):08x}"
-
-
-def _line(key: str, value: Any) -> bytes:
-    record = {"crc": _crc(value), key: value}
-    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
-
-
-def _value(key: str, line: bytes) -> Any:
-    """The value of a line that :func:`_line` made, ``None`` if it is not intact."""
-    try:
-        record = json.loads(line)
-        return record[key] if record["crc"] == _crc(record[key]) else None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from layer_energy import journal as journal_module
 from layer_energy.errors import DatasetError
 from layer_energy.journal import Journal, measurement_from_dict, measurement_to_dict
+from layer_energy.lines import encode
 from layer_energy.workload import GRADIENTS, Measurement, Params, Workload
 
 PLAN = {"seed": 0, "shard": "1/3", "kinds": ("conv2d", "relu")}
@@ -197,7 +198,7 @@ def test_an_intact_line_with_an_impossible_row_is_dropped(tmp_path: Path) -> Non
     path = tmp_path / "j"
     written(path, 1)
     with path.open("ab") as file:
-        file.write(journal_module._line("row", {**measurement_to_dict(row(1)), "time_s": -1}))
+        file.write(encode("row", {**measurement_to_dict(row(1)), "time_s": -1}))
     with Journal(path, PLAN) as journal:
         assert list(journal.rows) == [0]
         assert journal.dropped == 1

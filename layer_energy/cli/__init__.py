@@ -18,6 +18,7 @@ from layer_energy.cli import (
     predict,
     profiles,
     project,
+    study,
     verify,
     whatif,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "predict",
     "profiles",
     "project",
+    "study",
     "verify",
     "whatif",
 ]

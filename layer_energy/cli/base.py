@@ -83,7 +83,7 @@ def parse_inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextmanager
-def stopping() -> Iterator[list[int]]:
+def stopping(notice: str = "stopping after this row") -> Iterator[list[int]]:
     """A list that the first Ctrl-C fills; the second one ends the program at once."""
     signals: list[int] = []
 
@@ -91,7 +91,7 @@ def stopping() -> Iterator[list[int]]:
         if signals:
             raise KeyboardInterrupt
         signals.append(number)
-        err.print("stopping after this row; press Ctrl-C again to stop at once")
+        err.print(f"{notice}; press Ctrl-C again to stop at once")
 
     previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
