@@ -17,13 +17,14 @@ from layer_energy.workload import ITEMSIZE_BYTES
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
 MODES = ("inference", "training")
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "tf32")
 
 
 def predict_energy(
-    model: nn.Module | Trace,
+    model: nn.Module | ExportedProgram | Trace,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
@@ -36,7 +37,8 @@ def predict_energy(
     """Predict the energy and time of one forward pass, layer by layer, without running it.
 
     Args:
-        model: any ``nn.Module``; neither changed, copied nor run. Or what :func:`walk` made of one,
+        model: any ``nn.Module``, wrapped or not, or a ``torch.export.ExportedProgram``; neither
+            changed, copied nor run. Or what :func:`walk` made of one,
             with its inputs, to price it on several devices.
         args: positional inputs of the forward: tensors, or shapes such as ``(1, 3, 224, 224)``.
             Without any, an input is inferred and named in the report.

@@ -8,10 +8,11 @@ after, and, as the last resort, run once for real on the CPU. The trace says whi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from layer_energy.errors import InvalidInput, WalkError
 from layer_energy.walk.clone import (
@@ -20,18 +21,22 @@ from layer_energy.walk.clone import (
     meta_clone,
     restored,
     to_meta,
-    unwrap,
 )
+from layer_energy.walk.exported import is_program, mark_paths
 from layer_energy.walk.inputs import Inputs, check_batch_size, given, infer, materialised
 from layer_energy.walk.recorder import Recorder
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.trace import LayerCall, Trace
+from layer_energy.walk.wrappers import is_sharded, unwrap
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Attempt = Callable[[nn.Module, Inputs, bool], Recorder]
 
 
 def walk(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
@@ -40,7 +45,8 @@ def walk(
     """Trace one forward pass of ``model`` without running it.
 
     Args:
-        model: any module; wrappers (``torch.compile``, ``DataParallel``) are taken off.
+        model: any module, or a ``torch.export.ExportedProgram``; wrappers (``torch.compile``,
+            ``DataParallel``, FSDP ...) are taken off.
         args: the forward's positional inputs: tensors on any device (only their shapes and dtypes
             are used), shapes such as ``(1, 3, 224, 224)``, or lists of them. With none given and no
             ``kwargs``, an input is inferred and named in ``Trace.notes``.
@@ -52,11 +58,16 @@ def walk(
         InvalidInput: for inputs that cannot be understood or inferred.
         WalkError: if the model cannot be walked; names the module and the operation.
     """
+    name = ""
+    if is_program(model):
+        model, name = model.module(), "ExportedProgram"
     if not isinstance(model, nn.Module):
         raise InvalidInput(_not_a_model(model))
     check_batch_size(batch_size)
-    model, notes = unwrap(model)
     check_materialised(model)
+    model, notes = unwrap(model)
+    if is_sharded(model):  # a forward of it would wait for the other processes
+        model = meta_clone(model)
     if args or kwargs:
         inputs = given(args, kwargs)
         if batch_size is not None and batch_size != inputs.batch_size:
@@ -65,7 +76,7 @@ def walk(
                 f"{inputs.batch_size}; give one of the two"
             )
     else:
-        inputs = infer(model, 1 if batch_size is None else batch_size)
+        inputs = infer(model, batch_size)
     recorder, via = _first_that_works(model, inputs, training)
     calls = [
         LayerCall(*seen.scope, seen.op, seen.workload, seen.gradients, seen.modelled)
@@ -74,7 +85,9 @@ def walk(
     notes += [*inputs.assumed, *recorder.notes]
     if via != "meta clone":
         notes.append(f"walked by {via}")
-    return Trace(type(model).__name__, calls, inputs.description, inputs.batch_size, via, notes)
+    return Trace(
+        name or type(model).__name__, calls, inputs.description, inputs.batch_size, via, notes
+    )
 
 
 def _not_a_model(given: Any) -> str:
@@ -88,15 +101,18 @@ def _not_a_model(given: Any) -> str:
     return text
 
 
-def _on_meta(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
+def _on_meta(model: nn.Module, inputs: Inputs, training: bool, own: bool = False) -> Recorder:
     args, kwargs = to_meta((inputs.args, inputs.kwargs))
     model.train(training)
-    with Scope(model) as scope, torch.inference_mode(), Recorder(scope) as recorder:
+    scope = Scope(model)
+    if own and isinstance(model, GraphModule):
+        mark_paths(model, scope)
+    with scope, torch.inference_mode(), Recorder(scope) as recorder:
         return _forward(model, args, kwargs, recorder)
 
 
 def _on_meta_clone(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
-    return _on_meta(meta_clone(model), inputs, training)
+    return _on_meta(meta_clone(model), inputs, training, own=True)
 
 
 def _in_place(model: nn.Module, inputs: Inputs, training: bool) -> Recorder:
