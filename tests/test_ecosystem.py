@@ -128,24 +128,28 @@ def test_distributed_models_are_priced_as_one_replica_and_still_run(processes, w
         assert torch.equal(model(x), expected)
 
 
+class Tied(nn.Module):
+    def __init__(self, frozen):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 8)
+        self.body = nn.Linear(8, 8).requires_grad_(not frozen)
+        self.head = nn.Linear(8, 50, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.body(self.embedding(x)))
+
+
+@pytest.mark.parametrize("original", [True, False])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_tied_weights_and_frozen_ones_survive_sharding(processes):
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding = nn.Embedding(50, 8)
-            self.body = nn.Linear(8, 8).requires_grad_(False)
-            self.head = nn.Linear(8, 50, bias=False)
-            self.head.weight = self.embedding.weight
-
-        def forward(self, x):
-            return self.head(self.body(self.embedding(x)))
-
+def test_tied_weights_and_frozen_ones_survive_sharding(processes, original):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     ids = torch.zeros(2, 7, dtype=torch.int64)
-    sharded = FullyShardedDataParallel(Tied(), use_orig_params=True, device_id=torch.device("cpu"))
-    assert located(walk(sharded, ids)) == located(walk(Tied(), ids))
+    sharded = FullyShardedDataParallel(
+        Tied(frozen=original), use_orig_params=original, device_id=torch.device("cpu")
+    )
+    assert located(walk(sharded, ids)) == located(walk(Tied(frozen=original), ids))
 
 
 def test_exported_programs_need_no_input_and_keep_their_paths():
