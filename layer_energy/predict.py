@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MODES = ("inference", "training")
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "tf32")
+_QUANTISED = ("qint8", "quint8")
 
 
 def predict_energy(
@@ -101,14 +102,17 @@ def predict_energy(
             f"no layer type of this profile prices {', '.join(places[:10])}; drop strict to price "
             "them by the bytes they move, or register and measure a layer type for them"
         )
-    floats = [c.workload.dtype for c in calls if c.workload.dtype in _FLOATS]
+    computed = [c.workload.dtype for c in calls if c.workload.dtype in (*_FLOATS, *_QUANTISED)]
+    assumptions = [*trace.notes, *prices.assumptions]
+    if any(name in _QUANTISED and name not in prices.dtypes for name in computed):
+        assumptions.insert(0, "quantised operations were not measured: priced as in float32")
     return EnergyReport(
         model=name or trace.model,
         device=prices.device["slug"],
         device_name=f"{prices.device['name']}, {prices.device['threads']} threads"
         if prices.device["kind"] == "cpu"
         else prices.device["name"],
-        dtype=dtype or (max(set(floats), key=floats.count) if floats else "float32"),
+        dtype=dtype or (max(set(computed), key=computed.count) if computed else "float32"),
         mode=mode,
         batch_size=trace.batch_size,
         input=trace.inputs,
@@ -117,7 +121,7 @@ def predict_energy(
         relative_uncertainty=prices.relative_uncertainty,
         network_ratio=prices.network_ratio,
         networks=prices.networks,
-        assumptions=[*trace.notes, *prices.assumptions],
+        assumptions=assumptions,
         source=_source(prices),
     )
 

@@ -126,6 +126,14 @@ def test_on_the_command_line(run, table, tmp_path):  # noqa: F811
     assert "CO2e" not in run("predict", "alexnet")[1]
     answer = json.loads(run("predict", "alexnet", "--carbon-intensity", 100, "--json")[1])
     assert answer["carbon_kg"] == pytest.approx(answer["energy_j"] / 3.6e7)
+    options = ("--device", "nvidia-a10", "--country", "AAA")
+    assert "(Atlantis 2023, table of CodeCarbon 3.1)" in " ".join(
+        run("compare", "alexnet", *options)[1].split()
+    )
+    answer = json.loads(run("compare", "alexnet", *options, "--json")[1])
+    (row,) = answer["rows"]
+    assert row["carbon_per_sample_kg"] == pytest.approx(row["energy_per_sample_j"] * 250.5 / 3.6e9)
+    assert answer["intensity"]["g_per_kwh"] == 250.5
     code, _, err = run("predict", "alexnet", "--country", "Atlantos")
     assert code == 2
     assert "AAA (Atlantis)" in " ".join(err.split())
