@@ -1,6 +1,7 @@
 """Wrapped, exported, sharded, quantised: the oracle is the same model without any of it."""
 
 import copy
+import threading
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from layer_energy import predict_energy
-from layer_energy.errors import InvalidInput
+from layer_energy.errors import InvalidInput, WalkError
 from layer_energy.models import build_model
 from layer_energy.walk import walk
 
@@ -126,6 +127,15 @@ def test_distributed_models_are_priced_as_one_replica_and_still_run(processes, w
         assert walk(model).inputs == "1x3x224x224"
         assert [(n, type(p), p.shape) for n, p in model.named_parameters()] == shapes
         assert torch.equal(model(x), expected)
+
+
+def test_sharded_models_that_resist_copying_say_what_to_do(processes):
+    model = net()
+    model.lock = threading.Lock()
+    with pytest.raises(
+        WalkError, match=r"cannot be copied without it: TypeError.*before it is sha"
+    ):
+        walk(fully_sharded(model), SHAPE)
 
 
 class Tied(nn.Module):
@@ -296,6 +306,11 @@ def test_lightning_modules_bring_their_input():
         assert trace.workloads() == PLAIN.workloads()
         assert trace.notes == ["input 2x3x16x16 from Lit.example_input_array"]
     assert walk(Lit(x), batch_size=3).inputs == "3x3x224x224"
+
+
+def test_lightning_fabric_is_taken_off():
+    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+    assert_as_plain(walk(fabric.setup(net()), SHAPE), "Lightning Fabric was taken off")
 
 
 def test_accelerate_is_taken_off():

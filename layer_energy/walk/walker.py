@@ -64,10 +64,10 @@ def walk(
     if not isinstance(model, nn.Module):
         raise InvalidInput(_not_a_model(model))
     check_batch_size(batch_size)
-    check_materialised(model)
     model, notes = unwrap(model)
+    check_materialised(model)
     if is_sharded(model):  # a forward of it would wait for the other processes
-        model = meta_clone(model)
+        model = _unsharded(model)
     if args or kwargs:
         inputs = given(args, kwargs)
         if batch_size is not None and batch_size != inputs.batch_size:
@@ -88,6 +88,16 @@ def walk(
     return Trace(
         name or type(model).__name__, calls, inputs.description, inputs.batch_size, via, notes
     )
+
+
+def _unsharded(model: nn.Module) -> nn.Module:
+    try:
+        return meta_clone(model)
+    except Exception as error:  # whatever a stranger's attributes raise when copied
+        raise WalkError(
+            f"{type(model).__name__} is sharded by FSDP and cannot be copied without it: "
+            f"{type(error).__name__}: {error}. Give the model as it is before it is sharded"
+        ) from error
 
 
 def _not_a_model(given: Any) -> str:

@@ -7,6 +7,7 @@ and a model can only be wrapped by one that is imported already.
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ _WRAPPERS = {
     "torch.optim.swa_utils.AveragedModel": (
         "module",
         "AveragedModel was taken off: priced as the model that it averages",
+    ),
+    "lightning.fabric.wrappers._FabricModule": (
+        "_forward_module",
+        "Lightning Fabric was taken off: priced in the parameters' own dtype",
     ),
 }
 """Class → attribute that holds the wrapped module, and the sentence to print."""
@@ -64,7 +69,8 @@ def seed(model: nn.Module, memo: Memo) -> None:
     modules = list(model.modules())
     shells = {}
     for module in modules:
-        memo |= {id(module._hf_hook): None} if _is_hooked(module) else {}
+        if _is_hooked(module):
+            memo[id(module._hf_hook)] = None  # may hold all weights
         if _is(module, _SHARDED):
             own_class: Any = type(module).__bases__[1]
             shells[module] = memo[id(module)] = own_class.__new__(own_class)
@@ -89,12 +95,23 @@ def strip(clone: nn.Module) -> None:
             vars(module).pop("forward", None)
 
 
+def _names(module: nn.Module) -> frozenset[str]:
+    of: Any = type(module)  # for mypy, classes of modules have no hash
+    return _names_of(of)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_of(of: Any) -> frozenset[str]:
+    return frozenset(f"{c.__module__}.{c.__qualname__}" for c in of.__mro__)
+
+
 def _is(module: nn.Module, name: str) -> bool:
-    return any(f"{c.__module__}.{c.__qualname__}" == name for c in type(module).__mro__)
+    return name in _names(module)
 
 
 def _wrapper(module: nn.Module) -> tuple[str, str] | None:
-    return next((found for name, found in _WRAPPERS.items() if _is(module, name)), None)
+    known = _WRAPPERS.keys() & _names(module)
+    return _WRAPPERS[known.pop()] if known else None
 
 
 def _is_hooked(module: nn.Module) -> bool:
