@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from layer_energy.carbon import Intensity
 from layer_energy.errors import InvalidInput
 from layer_energy.model import EnergyModel, profiles
 from layer_energy.models import published_accuracy, walk_model
 from layer_energy.predict import predict_energy
 from layer_energy.report import EnergyReport
+from layer_energy.units import carbon_g
 from layer_energy.walk import walk
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def compare(
     *,
     batch_size: int = 1,
     dtype: str | None = None,
+    intensity: Intensity | None = None,
     on_model: Callable[[str], None] = lambda name: None,
 ) -> pd.DataFrame:
     """Price every model on every device.
@@ -42,6 +45,8 @@ def compare(
         devices: profiles, as in :func:`layer_energy.predict_energy`; all shipped ones if not given.
         batch_size: samples per forward pass.
         dtype: compute dtype; each model's own if not given.
+        intensity: of the grid, from :func:`layer_energy.carbon.grid_intensity`; adds the column
+            ``carbon_per_sample_kg``.
         on_model: called with the name of each model before it is walked.
 
     Returns:
@@ -83,6 +88,9 @@ def compare(
     for _, part in table.groupby("device"):
         table.loc[part.index, "pareto_on_device"] = _front(part)
     table["pareto"] = _front(table)
+    if intensity is not None:
+        kg_per_j = carbon_g(1.0, intensity.g_per_kwh) / 1e3
+        table["carbon_per_sample_kg"] = kg_per_j * table["energy_per_sample_j"]
     table.attrs["profiles"] = {device: _origin(profile) for device, profile in prices.items()}
     return table
 

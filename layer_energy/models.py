@@ -27,13 +27,20 @@ def build_model(name: str, real: bool = False) -> nn.Module:
 
     Args:
         name: a torchvision model; ``timm:`` and a timm model; ``hf:`` and a folder or file with a
-            Hugging Face ``config.json``, or a model type such as ``hf:bert``; or
-            ``package.module:factory``, a callable without required arguments.
+            Hugging Face ``config.json``, whose ``architectures`` say which heads it has, or a model
+            type such as ``hf:bert``, without a head; or ``package.module:factory``, a callable
+            without required arguments that makes a module or an ``ExportedProgram``.
         real: give it memory and random weights all the same, on torch's default device.
 
     Raises:
         InvalidInput: if the name leads nowhere; the message suggests near ones.
     """
+    if name.endswith(".pt2"):
+        raise InvalidInput(
+            f"{name} is not loaded: torch.export.load runs pickles, which may hold any program. If "
+            "you trust the file, do it in Python: predict_energy(torch.export.load(path)), or name "
+            "a function that does as package.module:factory"
+        )
     if name.startswith("timm:"):
         factory = _timm(name.removeprefix("timm:"))
     elif name.startswith("hf:"):
@@ -45,7 +52,9 @@ def build_model(name: str, real: bool = False) -> nn.Module:
     import torch
     from torch import nn
 
-    model = None
+    from layer_energy.walk.exported import is_program
+
+    model: Any = None
     if not real:
         # constructors that compute with values fail on meta: those then run for real
         with contextlib.suppress(Exception), torch.device("meta"):
@@ -55,7 +64,10 @@ def build_model(name: str, real: bool = False) -> nn.Module:
             with torch.get_default_device() if real else torch.device("cpu"):
                 model = factory()
     except Exception as error:  # whatever a stranger's constructor raises
-        raise InvalidInput(f"{name} could not be built: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {str(error)[:400]}"
+        raise InvalidInput(f"{name} could not be built: {reason}") from error
+    if is_program(model):
+        return model.module()
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"{name} made a {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -206,6 +218,7 @@ def _timm(name: str) -> Callable[[], Any]:
 
 def _huggingface(name: str) -> Callable[[], Any]:
     try:
+        import transformers
         from transformers import AutoConfig, AutoModel
     except ImportError:
         raise InvalidInput("transformers is not installed: pip install transformers") from None
@@ -221,7 +234,9 @@ def _huggingface(name: str) -> Callable[[], Any]:
             f"hf:{name} is neither a folder or file with a config.json nor a model type of "
             f"transformers such as bert or gpt2 ({type(error).__name__})"
         ) from error
-    return lambda: AutoModel.from_config(config)
+    named = (getattr(transformers, a, None) for a in config.architectures or ())
+    architecture = next(filter(None, named), None)
+    return lambda: architecture(config) if architecture else AutoModel.from_config(config)
 
 
 def _imported(name: str) -> Callable[[], Any]:

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
+    from torch.export import ExportedProgram
 
     from layer_energy.optimization import Loss, MakeOptimizer
 
 _PLAIN_STEP = (None, None, 1, False)
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "tf32")
+_QUANTISED = ("qint8", "quint8")
 
 
 def predict_energy(
-    model: nn.Module | Trace,
+    model: nn.Module | ExportedProgram | Trace,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
@@ -43,9 +45,10 @@ def predict_energy(
     """Predict the energy and time of a forward pass or training step, layer by layer, not run.
 
     Args:
-        model: any ``nn.Module``; neither changed, copied nor run. Or what :func:`walk` made of one,
-            with its inputs, to price it on several devices. What is frozen (``requires_grad``) is
-            priced without the gradients that a training step then saves.
+        model: any ``nn.Module``, wrapped or not, or a ``torch.export.ExportedProgram``; neither
+            changed, copied nor run. Or what :func:`walk` made of one, with its inputs, to price it
+            on several devices. What is frozen (``requires_grad``) is priced without the gradients
+            that a training step then saves.
         args: positional inputs of the forward: tensors, or shapes such as ``(1, 3, 224, 224)``.
             Without any, an input is inferred and named in the report.
         kwargs: keyword inputs, as they are.
@@ -137,14 +140,17 @@ def predict_energy(
             f"no layer type of this profile prices {', '.join(places[:10])}; drop strict to price "
             "them by the bytes they move, or register and measure a layer type for them"
         )
-    floats = [c.workload.dtype for c in calls if c.workload.dtype in _FLOATS]
+    computed = [c.workload.dtype for c in calls if c.workload.dtype in (*_FLOATS, *_QUANTISED)]
+    assumptions = [*trace.notes, *prices.assumptions]
+    if any(name in _QUANTISED and name not in prices.dtypes for name in computed):
+        assumptions.insert(0, "quantised operations were not measured: priced as in float32")
     return EnergyReport(
         model=name or trace.model,
         device=prices.device["slug"],
         device_name=f"{prices.device['name']}, {prices.device['threads']} threads"
         if prices.device["kind"] == "cpu"
         else prices.device["name"],
-        dtype=dtype or (max(set(floats), key=floats.count) if floats else "float32"),
+        dtype=dtype or (max(set(computed), key=computed.count) if computed else "float32"),
         mode=mode,
         batch_size=trace.batch_size,
         input=trace.inputs,
@@ -153,7 +159,7 @@ def predict_energy(
         relative_uncertainty=prices.relative_uncertainty,
         network_ratio=prices.totals_of(mode).ratio,
         networks=prices.totals_of(mode).count,
-        assumptions=[*trace.notes, *prices.assumptions],
+        assumptions=assumptions,
         source=_source(prices),
     )
 

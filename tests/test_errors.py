@@ -253,6 +253,7 @@ def test_names_of_models():
         ("resnet81", "did you mean resnet18"),
         ("", "Other sources: timm:NAME, hf:PATH, package.module:factory"),
         ("no_such_module:f", "expected package.module:factory, importable from here"),
+        ("program.pt2", "torch.export.load runs pickles"),
         ("math:pi", "math:pi is not callable; expected a function or class making a model"),
         ("os:getcwd", "made a str, not a torch.nn.Module"),
         ("torch.nn:Linear", "could not be built: TypeError"),

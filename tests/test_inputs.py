@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from layer_energy.errors import InvalidInput
+from layer_energy.models import walk_model
 from layer_energy.walk import infer, parse_shape, walk
 
 
@@ -92,3 +93,62 @@ def test_timm_and_transformers_inputs():
     ids = torch.zeros(2, 9, dtype=torch.int64)
     by_name = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert walk(transformers.BertModel(config), kwargs=by_name).batch_size == 2
+
+
+TINY = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2,
+        "intermediate_size": 64}  # fmt: skip
+TOWERS = {"text_config": dict(TINY), "vision_config": {**TINY, "image_size": 64, "patch_size": 16}}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("bert", TINY, "input_ids 2x128"),
+        ("vit", {**TINY, "image_size": 48, "patch_size": 16}, "pixel_values 2x3x48x48"),
+        ("clip", TOWERS, "input_ids 2x77, pixel_values 2x3x64x64"),
+        ("wav2vec2", {**TINY, "conv_dim": [32] * 7}, "input_values 2x16000"),
+        ("audio-spectrogram-transformer", TINY, "input_values 2x1024x128"),
+        ("videomae", {**TINY, "image_size": 32, "num_frames": 4}, "pixel_values 2x4x3x32x32"),
+        ("t5", {"num_layers": 1, "d_model": 32, "d_ff": 64, "num_heads": 2, "d_kv": 16},
+         "input_ids 2x128, decoder_input_ids 2x128"),
+        ("whisper", {"encoder_layers": 1, "decoder_layers": 1, "d_model": 32,
+                     "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+                     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
+         "input_features 2x80x3000, decoder_input_ids 2x128"),
+        ("longformer", {**TINY, "attention_window": 32}, "input_ids 2x128"),
+    ],
+)  # fmt: skip
+def test_transformers_of_every_sense_are_walked_offline(name, options, expected):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(name, **options)
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config).eval()
+    if name == "longformer":  # reads numbers that its forward computes
+        model = transformers.AutoModel.from_config(config).eval()
+    trace = walk(model, batch_size=2)
+    assert trace.notes[0].startswith(f"input {expected} from the Hugging Face configuration")
+    assert trace.batch_size == 2
+    assert trace.macs > 0
+
+
+def test_images_that_are_left_out_are_named():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlavaConfig(
+        vision_config={**TOWERS["vision_config"], "model_type": "clip_vision_model"},
+        text_config={**TINY, "model_type": "llama", "vocab_size": 100},
+    )
+    with torch.device("meta"):
+        trace = walk(transformers.AutoModel.from_config(config).eval())
+    assert any("text alone, without an image" in note for note in trace.notes)
+
+
+def test_a_configuration_file_says_which_head_it_has(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(**TINY, vocab_size=500, architectures=["BertForMaskedLM"])
+    config.save_pretrained(tmp_path)
+    with_head = walk_model(f"hf:{tmp_path / 'config.json'}")
+    config.architectures = None
+    config.save_pretrained(tmp_path)
+    without = walk_model(f"hf:{tmp_path / 'config.json'}")
+    # a dense layer and a projection onto the vocabulary, less the pooler of the bare model
+    assert with_head.macs - without.macs == 128 * (32 * 32 + 32 * 500) - 32 * 32

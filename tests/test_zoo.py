@@ -76,6 +76,9 @@ def test_quantised_models_fall_back_to_a_real_forward_and_say_so(name):
     assert trace.via == "CPU forward"
     assert any("CPU forward" in note for note in trace.notes)
     assert any(call.op.startswith("quantized.") for call in trace.calls)
+    plain = builder(weights=None, quantize=False).eval()
+    assert trace.macs == walk(plain).macs
+    assert {c.op for c in trace.calls if not c.modelled} <= {"quantize_per_tensor", "dequantize"}
 
 
 def test_rnn_timm_and_transformers_agree_with_torch():

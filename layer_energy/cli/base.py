@@ -31,6 +31,14 @@ out, err = Console(), Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 DatasetFolder = Annotated[Path, typer.Argument(help="A dataset folder, such as datasets/NAME.")]
 
+Country = Annotated[
+    str | None,
+    typer.Option(help="Carbon at this country's intensity, such as DEU; needs CodeCarbon."),
+]
+CarbonIntensity = Annotated[
+    float | None, typer.Option(help="Carbon at this intensity: g CO2e per kWh of electricity.")
+]
+
 
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

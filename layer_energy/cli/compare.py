@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from layer_energy.cli.base import Json, app, err, out, print_json
+from layer_energy.carbon import grid_intensity
+from layer_energy.cli.base import CarbonIntensity, Country, Json, app, err, out, print_json
 from layer_energy.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -37,12 +39,16 @@ def compare(
     front: Annotated[
         bool, typer.Option("--front", help="Print only what no other choice on its device beats.")
     ] = False,
+    country: Country = None,
+    carbon_intensity: CarbonIntensity = None,
     as_json: Json = False,
 ) -> None:
     """Which network on which device: joules, time, accuracy, and the Pareto front."""
     from layer_energy.comparison import compare as run
     from layer_energy.models import classifiers
 
+    wants_carbon = country is not None or carbon_intensity is not None
+    intensity = grid_intensity(country, carbon_intensity) if wants_carbon else None
     names = dict.fromkeys([*(models or []), *(classifiers() if every else [])])
     if not names:
         raise InvalidInput("name at least one model, such as resnet50, or give --all")
@@ -52,13 +58,19 @@ def compare(
             devices,
             batch_size=batch_size,
             dtype=dtype,
+            intensity=intensity,
             on_model=lambda name: status.update(f"walking {escape(name)}"),
         )
     shown = table[table["pareto_on_device"]] if front else table
     if as_json:
-        print_json({"rows": json.loads(shown.to_json(orient="records")), **table.attrs})
+        grid = {"intensity": asdict(intensity)} if intensity else {}
+        rows = json.loads(shown.to_json(orient="records", double_precision=15))
+        print_json({"rows": rows, **table.attrs, **grid})
     else:
         _show(shown, table.attrs["profiles"])
+        if intensity:
+            grams = f"{intensity.g_per_kwh:.4g} g/kWh ({intensity.source})"
+            _notes([f"carbon: of one sample's joules, CO2e at {grams}"])
 
 
 def _show(table: pd.DataFrame, profiles: dict[str, dict[str, Any]]) -> None:
@@ -91,7 +103,9 @@ def _rows(table: pd.DataFrame) -> Table:
 
     shown = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
     shown.add_column("model", no_wrap=True)
-    for name in ("accuracy", "energy", "90 % interval", "time", "in range", "front"):
+    carbon = "carbon_per_sample_kg" in table
+    columns = ("accuracy", "energy", "90 % interval", "time", "in range", "front")
+    for name in (*columns, "carbon") if carbon else columns:
         shown.add_column(name, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
         low_j, high_j = row["energy_per_sample_low_j"], row["energy_per_sample_high_j"]
@@ -103,6 +117,7 @@ def _rows(table: pd.DataFrame) -> Table:
             si(row["time_s"], "s"),
             f"{row['in_domain']:.0%}",
             "of all" if row["pareto"] else "of device" if row["pareto_on_device"] else "",
+            *([si(1e3 * row["carbon_per_sample_kg"], "g")] if carbon else []),
         )
     return shown
 

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layer_energy.cli.base import Json, app, err, out, parse_inputs, print_json
+from layer_energy.carbon import carbon_of, grid_intensity
+from layer_energy.cli.base import (
+    CarbonIntensity,
+    Country,
+    Json,
+    app,
+    err,
+    out,
+    parse_inputs,
+    print_json,
+)
 from layer_energy.errors import InvalidInput
 from layer_energy.files import write_text_atomically
-from layer_energy.units import WORLD_INTENSITY_G_PER_KWH, parse_energy_j, si
+from layer_energy.units import parse_energy_j, si
 
 if TYPE_CHECKING:
     from layer_energy.report import EnergyReport
@@ -61,9 +71,8 @@ def predict(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write the report as one HTML file, too.")
     ] = None,
-    carbon_intensity: Annotated[
-        float, typer.Option(help="For --html: g CO2e per kWh of electricity.")
-    ] = WORLD_INTENSITY_G_PER_KWH,
+    country: Country = None,
+    carbon_intensity: CarbonIntensity = None,
     price: Annotated[
         float, typer.Option(help="For --html: price of a kWh, assumed if not given.")
     ] = 0.25,
@@ -88,6 +97,8 @@ def predict(
     from layer_energy.report.text import render
 
     limit_j = None if fail_above is None else parse_energy_j(fail_above)
+    intensity = grid_intensity(country, carbon_intensity)
+    wants_carbon = country is not None or carbon_intensity is not None
     report = predicted(
         model,
         input,
@@ -101,13 +112,20 @@ def predict(
         frozen_backbone=frozen_backbone,
         strict=strict,
     )
+    carbon = carbon_of(report.energy_j, report.interval_j, intensity)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | (carbon.to_dict() if wants_carbon else {}))
     else:
         out.print(render(report))
+        if wants_carbon:
+            out.print(f"· {carbon}", style="dim", markup=False, highlight=False)
     if html:
         report.to_html(
-            html, intensity_g_per_kwh=carbon_intensity, price_per_kwh=price, currency=currency
+            html,
+            country=country,
+            intensity_g_per_kwh=carbon_intensity,
+            price_per_kwh=price,
+            currency=currency,
         )
         err.print(f"written: {html}", markup=False, highlight=False)
     if folded:

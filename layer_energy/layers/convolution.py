@@ -61,7 +61,7 @@ class Convolution(LayerType):
         self.ndim = ndim
         self.transposed = transposed
         self.kind = f"conv_transpose{ndim}d" if transposed else f"conv{ndim}d"
-        self.claims = (self.kind, "convolution")
+        self.claims = (self.kind, "convolution", "_convolution")
         self.space: dict[str, Distribution] = {
             "batch": LogInt(1, 128, powers=0.8),
             "in_channels": CHANNELS,

@@ -64,7 +64,7 @@ class Arithmetic(LayerType):
 
     def describe(self, call: Call) -> dict[str, int] | None:
         result, tensors = call.result, call.tensors
-        if result is None:
+        if result is None or not tensors:  # of plain numbers
             return None
         other = tensors[1].numel() if len(tensors) > 1 else 0
         if other > (first := tensors[0].numel()):

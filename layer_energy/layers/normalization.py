@@ -63,7 +63,7 @@ class BatchNorm(ChannelNorm):
     """``batch_norm`` with running statistics, or (``training`` 1) with those of the batch."""
 
     kind = "batch_norm"
-    claims = ("batch_norm",)
+    claims = ("batch_norm", "_native_batch_norm_legit_no_training")
     statistics = 2
     space = {**ChannelNorm.base_space, "training": flag(0.15)}
 
@@ -81,7 +81,7 @@ class BatchNorm(ChannelNorm):
 
     def describe(self, call: Call) -> dict[str, int] | None:
         p = super().describe(call)
-        return p and {**p, "training": int(call["training"])}
+        return p and {**p, "training": int(bool(call.get("training")))}
 
 
 @register

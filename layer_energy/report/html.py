@@ -9,11 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layer_energy.carbon import Intensity
 from layer_energy.errors import InvalidInput, MissingPackage
 from layer_energy.files import write_text_atomically
 from layer_energy.report.text import ORIGINS, interval, notes
 from layer_energy.report.tree import costliest_parts, module_tree
-from layer_energy.units import WORLD_INTENSITY_G_PER_KWH, si
+from layer_energy.units import si
 from layer_energy.version import __version__
 
 if TYPE_CHECKING:
@@ -25,25 +26,24 @@ _HERE = Path(__file__).parent
 def write_html(
     report: EnergyReport,
     path: str | Path,
-    intensity_g_per_kwh: float,
+    intensity: Intensity,
     price_per_kwh: float,
     currency: str,
 ) -> Path:
     """Write the page; see :meth:`EnergyReport.to_html`."""
-    for name, value in (("intensity", intensity_g_per_kwh), ("price", price_per_kwh)):
-        if not 0 <= value < float("inf"):
-            raise InvalidInput(f"the {name} per kWh must be a number from 0 up, got {value}")
+    if not 0 <= price_per_kwh < float("inf"):
+        raise InvalidInput(f"the price per kWh must be a number from 0 up, got {price_per_kwh}")
     rates = {
-        "intensity_g_per_kwh": intensity_g_per_kwh,
+        "intensity_g_per_kwh": intensity.g_per_kwh,
         "price_per_kwh": price_per_kwh,
         "currency": currency,
     }
     path = Path(path)
-    write_text_atomically(path, _page(report, rates))
+    write_text_atomically(path, _page(report, rates, intensity.source))
     return path
 
 
-def _page(report: EnergyReport, rates: Mapping[str, Any]) -> str:
+def _page(report: EnergyReport, rates: Mapping[str, Any], intensity_source: str) -> str:
     parts = {
         "title": escape(report.model),
         "style": (_HERE / "page.css").read_text(encoding="utf-8"),
@@ -54,7 +54,7 @@ def _page(report: EnergyReport, rates: Mapping[str, Any]) -> str:
             f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
             for name, value in _provenance(report).items()
         ),
-        "intensity_source": _source_of(rates["intensity_g_per_kwh"]),
+        "intensity_source": escape(f" ({intensity_source})"),
         "plotly": _plotly_js(),
         "data": _script_json({**_data(report), "rates": rates}),
         "script": (_HERE / "page.js").read_text(encoding="utf-8"),
@@ -62,12 +62,6 @@ def _page(report: EnergyReport, rates: Mapping[str, Any]) -> str:
     template = (_HERE / "page.html").read_text(encoding="utf-8")
     # one pass: a model that is called {{data}} stays a name
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _source_of(intensity_g_per_kwh: float) -> str:
-    if intensity_g_per_kwh != WORLD_INTENSITY_G_PER_KWH:
-        return ""
-    return " (the world's mean of 2022: Ember, Global Electricity Review 2023)"
 
 
 def _plotly_js() -> str:

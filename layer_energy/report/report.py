@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layer_energy.carbon import Carbon, carbon_of, grid_intensity
 from layer_energy.model import Estimate
-from layer_energy.units import WORLD_INTENSITY_G_PER_KWH
 from layer_energy.walk.trace import LayerCall
 from layer_energy.workload import Cost
 
@@ -137,6 +137,23 @@ class EnergyReport:
         """Multiply-accumulates of one forward pass."""
         return sum(layer.cost.macs for layer in self.layers)
 
+    def carbon(
+        self, *, country: str | None = None, intensity_g_per_kwh: float | None = None
+    ) -> Carbon:
+        """CO2-equivalent of one forward pass, with its interval and where the intensity is from.
+
+        For the arguments and errors see :func:`layer_energy.carbon.grid_intensity`; with neither
+        given, it is at the world's mean intensity.
+        """
+        intensity = grid_intensity(country, intensity_g_per_kwh)
+        return carbon_of(self.energy_j, self.interval_j, intensity)
+
+    def carbon_kg(
+        self, *, country: str | None = None, intensity_g_per_kwh: float | None = None
+    ) -> float:
+        """Kilograms alone; :meth:`carbon` says where they come from."""
+        return self.carbon(country=country, intensity_g_per_kwh=intensity_g_per_kwh).kg
+
     def by_kind(self) -> list[Share]:
         """Per layer type, the costliest first; unclaimed operations are ``generic``."""
         return sorted(
@@ -235,7 +252,8 @@ class EnergyReport:
         self,
         path: str | Path,
         *,
-        intensity_g_per_kwh: float = WORLD_INTENSITY_G_PER_KWH,
+        country: str | None = None,
+        intensity_g_per_kwh: float | None = None,
         price_per_kwh: float = 0.25,
         currency: str = "EUR",
     ) -> Path:
@@ -245,7 +263,7 @@ class EnergyReport:
 
         Args:
             path: file to write, replaced as a whole or not at all.
-            intensity_g_per_kwh: grid intensity, g CO2e per kWh; a reader can change it in the page.
+            country, intensity_g_per_kwh: as in :meth:`carbon`; a reader can change it in the page.
             price_per_kwh: price of electricity; the default is an assumption, not a statistic.
             currency: of that price.
 
@@ -253,12 +271,14 @@ class EnergyReport:
             ``path``.
 
         Raises:
-            MissingPackage: without plotly (``pip install "layer-energy[report]"``).
+            MissingPackage: without plotly (``pip install "layer-energy[report]"``), or, for a
+                country, without CodeCarbon.
             InvalidInput: if the intensity or the price is negative or not a finite number.
         """
         from layer_energy.report.html import write_html
 
-        return write_html(self, path, intensity_g_per_kwh, price_per_kwh, currency)
+        intensity = grid_intensity(country, intensity_g_per_kwh)
+        return write_html(self, path, intensity, price_per_kwh, currency)
 
     def to_folded(self) -> str:
         """Folded stacks for flame-graph tools: ``model;module;operation nanojoules`` a line."""

@@ -13,26 +13,10 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from layer_energy.errors import WalkError
+from layer_energy.walk import wrappers
 
 HOST_CONSTANT_ELEMENTS = 4096
 """Integer buffers up to this size keep their values: they steer control flow (position ids ...)."""
-
-
-def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """Take off ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``; say so."""
-    notes = []
-    inner: Any
-    while True:
-        name = type(model).__name__
-        if name == "OptimizedModule":  # importing torch._dynamo to compare takes a second
-            inner = model._orig_mod
-            notes.append("torch.compile was taken off: priced as the eager model")
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-            notes.append(f"{name} was taken off: priced as one replica")
-        else:
-            return model, notes
-        model = inner
 
 
 def check_materialised(model: nn.Module) -> None:
@@ -58,7 +42,7 @@ def meta_clone(model: nn.Module) -> nn.Module:
     """Deep-copy a model's structure with parameters and buffers on the meta device.
 
     ``requires_grad``, attributes, hooks and integer buffers up to ``HOST_CONSTANT_ELEMENTS``
-    elements are kept.
+    elements are kept. Wrappers are not: the clone is of what they wrap, whole where it is sharded.
     """
     memo: dict[int, Any] = {}
     for p in model.parameters():
@@ -67,7 +51,10 @@ def meta_clone(model: nn.Module) -> nn.Module:
     for b in model.buffers():
         if id(b) not in memo and (b.is_floating_point() or b.numel() > HOST_CONSTANT_ELEMENTS):
             memo[id(b)] = _without_storage(b)
-    return copy.deepcopy(model, memo)
+    wrappers.seed(model, memo)
+    clone = copy.deepcopy(model, memo)
+    wrappers.strip(clone)
+    return clone
 
 
 def _without_storage(t: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from layer_energy.errors import InvalidInput
+from layer_energy.walk.exported import example_inputs
+from layer_energy.walk.huggingface import IMAGE, TOKENS, example_kwargs
 
-TOKENS = 128
-IMAGE = 224
 _SPEC = re.compile(r"\s*(\d+\s*(?:[,x]\s*\d+\s*)*)(?::\s*(\w+))?\s*")
 
 
@@ -104,15 +104,21 @@ def materialised(t: torch.Tensor) -> torch.Tensor:
     return make(t.shape, dtype=t.dtype, device="cpu")
 
 
-def infer(model: nn.Module, batch_size: int = 1) -> Inputs:
-    """Find an input the model accepts, from its configuration or its first layer.
+def infer(model: nn.Module, batch_size: int | None = None) -> Inputs:
+    """Find an input the model accepts, from its example, its configuration or its first layer.
+
+    Args:
+        model: any module.
+        batch_size: samples; if not given those of the model's own example, else 1.
 
     Raises:
         InvalidInput: if nothing fits; the message shows the call to make.
     """
     check_batch_size(batch_size)
+    if (found := _from_example(model, batch_size)) is not None:
+        return found
     for source in (_from_huggingface, _from_timm, _from_torchvision, _from_first_layer):
-        found = source(model, batch_size)
+        found = source(model, 1 if batch_size is None else batch_size)
         if found is not None:
             return found
     raise InvalidInput(
@@ -141,35 +147,37 @@ def _image(batch: int, channels: int, size: int | tuple[int, int], source: str) 
     return Inputs((x,), assumed=(f"input {batch}x{channels}x{height}x{width} from {source}",))
 
 
+def _from_example(model: nn.Module, batch_size: int | None) -> Inputs | None:
+    """What a program was exported for, or a Lightning module's ``example_input_array``."""
+    exported = example_inputs(model, batch_size)
+    if exported is not None:
+        inputs = Inputs(*exported)
+        return replace(inputs, assumed=(f"input {inputs.description}, as it was exported for",))
+    example = getattr(model, "example_input_array", None)
+    if example is None:
+        return None
+    args = () if isinstance(example, Mapping) else example
+    inputs = Inputs(
+        args if isinstance(args, tuple) else (args,),
+        dict(example) if isinstance(example, Mapping) else {},
+    )
+    if batch_size not in (None, inputs.batch_size):
+        return None
+    source = f"{type(model).__name__}.example_input_array"
+    return replace(inputs, assumed=(f"input {inputs.description} from {source}",))
+
+
 def _from_huggingface(model: nn.Module, batch: int) -> Inputs | None:
-    config, name = getattr(model, "config", None), getattr(model, "main_input_name", None)
-    if config is None or name is None:
+    shapes, left_out = example_kwargs(model, batch)
+    if not shapes:
         return None
-    source = f"the Hugging Face configuration {type(config).__name__}"
-
-    def get(*names: str) -> Any:
-        values = (getattr(config, n, None) for n in names)
-        return next((v for v in values if isinstance(v, (int, list, tuple))), None)
-
-    kwargs: dict[str, Any] = {}
-    if name == "pixel_values":
-        size = get("image_size") or getattr(getattr(config, "vision_config", None), "image_size", 0)
-        sizes = list(size)[:2] if isinstance(size, (list, tuple)) else [size or IMAGE] * 2
-        kwargs[name] = _empty([batch, get("num_channels") or 3, *sizes])
-    elif name == "input_features":
-        frames = 2 * (get("max_source_positions") or 1500)
-        kwargs[name] = _empty((batch, get("num_mel_bins") or 80, frames))
-    elif name == "input_values":
-        kwargs[name] = _empty((batch, 16000))
-    elif name == "input_ids":
-        limit = get("max_position_embeddings", "n_positions") or TOKENS
-        kwargs[name] = _empty((batch, min(TOKENS, limit)), torch.int64)
-    else:
-        return None
-    if getattr(config, "is_encoder_decoder", False):
-        kwargs["decoder_input_ids"] = _empty((batch, TOKENS), torch.int64)
-    shapes = ", ".join(f"{k} {'x'.join(map(str, t.shape))}" for k, t in kwargs.items())
-    return Inputs((), kwargs, (f"input {shapes} from {source}",))
+    kwargs = {
+        name: _empty(shape, torch.int64 if name.endswith("input_ids") else torch.float32)
+        for name, shape in shapes.items()
+    }
+    text = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    assumed = f"input {text} from the Hugging Face configuration {type(model.config).__name__}"
+    return Inputs((), kwargs, (assumed, *left_out), samples=batch)
 
 
 def _from_timm(model: nn.Module, batch: int) -> Inputs | None:

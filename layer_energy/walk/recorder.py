@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layer_energy.layers.base import Call, claimants, recognise
 from layer_energy.layers.memory import Generic
 from layer_energy.walk.autocast import Autocast
+from layer_energy.walk.quantized import unquantised
 from layer_energy.walk.rules import META, SATURATING, SHAPES, expand_masks
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.tape import Tape
@@ -314,7 +315,9 @@ class Recorder(TorchDispatchMode):
             return NotImplemented
         if not operation.mutable and _aliases(out, tensors if self._real else _tensors(args)):
             return NotImplemented
-        call = Call(operation.name, operation.bind(args, kwargs), out, operation.mutable)
+        call = unquantised(
+            Call(operation.name, operation.bind(args, kwargs), out, operation.mutable)
+        )
         recognised = recognise(call)
         if recognised is None and operation.composite:
             decomposed = self._decompose(func, args, kwargs)
@@ -370,5 +373,7 @@ def _aliases(out: Any, tensors: list[torch.Tensor]) -> bool:
 
 def _compute_dtype(call: Call) -> str:
     tensors = call.tensors or _tensors([call.output])
-    chosen = next((t for t in tensors if t.is_floating_point()), tensors[0])
+    chosen = next((t for t in tensors if t.is_quantized), None)
+    if chosen is None:
+        chosen = next((t for t in tensors if t.is_floating_point()), tensors[0])
     return str(chosen.dtype).removeprefix("torch.")

@@ -51,6 +51,12 @@ class Scope:
             return f"{caller}.{name}" if caller else name
         return next((path for path in paths if path.startswith(f"{caller}.")), paths[0])
 
+    def move_to(self, path: str, kind: str, call: int) -> None:
+        """Say that what runs now is of another module: for graphs, which call no modules."""
+        if self._stack:
+            self.last = (path, kind, call)
+            self._stack[-1] = (self.last, self._stack[-1][1])
+
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() != self._thread:
             return

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from layer_energy.errors import InvalidInput, WalkError
 from layer_energy.optimization import TrainingStep
@@ -23,13 +24,17 @@ from layer_energy.walk.clone import (
     meta_clone,
     restored,
     to_meta,
-    unwrap,
 )
+from layer_energy.walk.exported import is_program, mark_paths
 from layer_energy.walk.inputs import Inputs, check_batch_size, given, infer, materialised
 from layer_energy.walk.recorder import Recorder
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.trace import LayerCall, Trace
 from layer_energy.walk.training import LOSS, check_step, step_calls
+from layer_energy.walk.wrappers import is_sharded, unwrap
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ Attempt = Callable[[nn.Module, Inputs, _How], Recorder]
 
 
 def walk(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
@@ -57,7 +62,8 @@ def walk(
     """Trace one forward pass of ``model``, or one training step, without running it.
 
     Args:
-        model: any module; wrappers (``torch.compile``, ``DataParallel``) are taken off.
+        model: any module, or a ``torch.export.ExportedProgram``; wrappers (``torch.compile``,
+            ``DataParallel``, FSDP ...) are taken off.
         args: the forward's positional inputs: tensors on any device (only their shapes and dtypes
             are used), shapes such as ``(1, 3, 224, 224)``, or lists of them. With none given and no
             ``kwargs``, an input is inferred and named in ``Trace.notes``.
@@ -75,11 +81,16 @@ def walk(
             is trained.
         WalkError: if the model cannot be walked; names the module and the operation.
     """
+    name = ""
+    if is_program(model):
+        model, name = model.module(), "ExportedProgram"
     if not isinstance(model, nn.Module):
         raise InvalidInput(_not_a_model(model))
     check_batch_size(batch_size)
     model, notes = unwrap(model)
     check_materialised(model)
+    if is_sharded(model):  # a forward of it would wait for the other processes
+        model = _unsharded(model)
     if args or kwargs:
         inputs = given(args, kwargs)
         if batch_size is not None and batch_size != inputs.batch_size:
@@ -88,7 +99,7 @@ def walk(
                 f"{inputs.batch_size}; give one of the two"
             )
     else:
-        inputs = infer(model, 1 if batch_size is None else batch_size)
+        inputs = infer(model, batch_size)
     if step is not None:
         check_step(step, model)
     if autocast not in (None, *AMP.values()):
@@ -101,7 +112,7 @@ def walk(
         notes.append(f"mixed precision: matrix products in {autocast}, as torch.autocast on a GPU")
     if via != "meta clone":
         notes.append(f"walked by {via}")
-    name = type(model).__name__
+    name = name or type(model).__name__
     if step is not None:
         calls = step_calls(recorder, model, step)
         samples = inputs.batch_size * step.accumulation
@@ -112,6 +123,16 @@ def walk(
         for seen in recorder.seen
     ]
     return Trace(name, calls, inputs.description, inputs.batch_size, via, notes, autocast=autocast)
+
+
+def _unsharded(model: nn.Module) -> nn.Module:
+    try:
+        return meta_clone(model)
+    except Exception as error:  # whatever a stranger's attributes raise when copied
+        raise WalkError(
+            f"{type(model).__name__} is sharded by FSDP and cannot be copied without it: "
+            f"{type(error).__name__}: {error}. Give the model as it is before it is sharded"
+        ) from error
 
 
 def _not_a_model(given: Any) -> str:
@@ -125,15 +146,18 @@ def _not_a_model(given: Any) -> str:
     return text
 
 
-def _on_meta(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
+def _on_meta(model: nn.Module, inputs: Inputs, how: _How, own: bool = False) -> Recorder:
     args, kwargs = to_meta((inputs.args, inputs.kwargs))
     _set_mode(model, how.training)
-    with Scope(model) as scope, torch.inference_mode(), how.recorder(scope) as recorder:
+    scope = Scope(model)
+    if own and isinstance(model, GraphModule):
+        mark_paths(model, scope)
+    with scope, torch.inference_mode(), how.recorder(scope) as recorder:
         return _forward(model, args, kwargs, recorder, how.step)
 
 
 def _on_meta_clone(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
-    return _on_meta(meta_clone(model), inputs, how)
+    return _on_meta(meta_clone(model), inputs, how, own=True)
 
 
 def _in_place(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
