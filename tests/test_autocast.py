@@ -60,7 +60,7 @@ def test_lists_agree_with_the_dispatcher():
             packet = getattr(torch.ops.aten, name)
             tensors = [
                 overload
-                for overload in map(packet.__getattr__, packet.overloads())
+                for overload in (getattr(packet, name_of) for name_of in packet.overloads())
                 if "Tensor" in str(overload._schema)
             ]
             registered = [
