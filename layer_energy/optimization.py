@@ -104,12 +104,13 @@ class TrainingStep:
     def sentence(self) -> str:
         """For the assumptions of a report."""
         name = self.optimizer if isinstance(self.optimizer, str) else "a given optimizer"
-        parts = ["loss as given" if self.loss else "cross entropy with random classes as loss"]
+        loss = "the loss given" if self.loss else "the model's own loss or cross entropy"
+        parts = [f"with {loss}"]
         if self.accumulation > 1:
             parts.append(f"{self.accumulation} micro-batches")
         if self.checkpointing:
             parts.append("activation checkpointing")
-        return f"a training step: {', '.join(parts)}, and {name} on what is not frozen"
+        return f"a training step {', '.join(parts)}, and {name} on what is not frozen"
 
 
 @dataclass(frozen=True)
