@@ -1,4 +1,4 @@
-"""What the README and the guide show can be typed: their Python runs, their commands exist."""
+"""What the documents show can be typed: their Python runs, their command lines exist."""
 
 import re
 import shlex
@@ -10,9 +10,14 @@ from typer.main import get_command
 import layer_energy
 from layer_energy.cli import app
 from layer_energy.layers.base import _CLAIMS, _REGISTRY, count
+from layer_energy.meters import base as meters
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs" / "guide").glob("*.md")),
+]
 
 
 def blocks(path, language):
@@ -36,12 +41,13 @@ def parse(words):
 
 @pytest.fixture
 def registry():
-    """Layer types that a document registers are gone after it."""
-    kinds, claims = dict(_REGISTRY), {op: list(types) for op, types in _CLAIMS.items()}
+    """Layer types and meters that a document registers are gone after it."""
+    registries = (_REGISTRY, _CLAIMS, meters._REGISTRY)
+    before = [{k: list(v) if isinstance(v, list) else v for k, v in r.items()} for r in registries]
     yield
-    for registered, before in ((_REGISTRY, kinds), (_CLAIMS, claims)):
+    for registered, known in zip(registries, before, strict=True):
         registered.clear()
-        registered.update(before)
+        registered.update(known)
     count.cache_clear()
 
 
