@@ -257,7 +257,8 @@ def carry_over(law: Law, sheet: Law, other: Law) -> Law:
 
     Args:
         law: fitted on the known device.
-        sheet, other: :func:`nominal` of the known device and of the other.
+        sheet: :func:`nominal` of the known device.
+        other: :func:`nominal` of the other.
     """
     ratio = {name: other.coefficients[name] / sheet.coefficients[name] for name in COEFFICIENTS}
     carried = {name: price * ratio[name] for name, price in law.coefficients.items()}

@@ -191,7 +191,9 @@ def verify(
     Args:
         model: a module with weights in float32 on the CPU, or a name
             (see :func:`layer_energy.models.build_model`), which gets random weights.
-        args, kwargs, batch_size: inputs, as in :func:`layer_energy.predict_energy`.
+        args: positional inputs, as in :func:`layer_energy.predict_energy`.
+        kwargs: keyword inputs.
+        batch_size: samples of an inferred input.
         device: the profile of a CPU; that of this one if it ships, else the default one.
         meter: the source of joules; the best that this machine can read if not given.
         on_step: called with what is done next.

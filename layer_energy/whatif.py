@@ -39,10 +39,12 @@ def sweep(
 
     Args:
         model: any ``nn.Module``, as in :func:`layer_energy.predict_energy`.
-        args, kwargs: inputs of the forward; inferred if there are none.
+        args: positional inputs of the forward; inferred if there are none.
+        kwargs: keyword inputs.
         batch_size: replaces the first dimension of the inputs.
         image_size: replaces height and width of the inputs that have four dimensions or more.
-        dtype, device: as in :func:`layer_energy.predict_energy`.
+        dtype: as in :func:`layer_energy.predict_energy`.
+        device: profiles, likewise.
         options: ``mode``, ``strict``, ``name``, likewise.
 
     Returns:
@@ -111,7 +113,8 @@ def largest_within(
     Args:
         model: any ``nn.Module``.
         budget_j: joules of one forward pass.
-        args, kwargs: inputs of the forward; inferred if there are none.
+        args: positional inputs of the forward; inferred if there are none.
+        kwargs: keyword inputs.
         varied: what to enlarge.
         options: ``batch_size``, ``image_size``, ``dtype``, ``device``, ``mode`` ... held fixed.
 

@@ -133,7 +133,8 @@ def diff(a: EnergyReport, b: EnergyReport, depth: int | None = None) -> ReportDi
     profile, the systematic error of its joules scales the difference, so it cannot turn its sign.
 
     Args:
-        a, b: reports of two versions of a model, or of one on two devices.
+        a: report of a model.
+        b: report of another version of it, or of it on another device.
         depth: dots of the module paths to keep, as in :meth:`EnergyReport.by_module`; all if not
             given.
     """

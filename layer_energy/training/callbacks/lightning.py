@@ -26,7 +26,9 @@ class EnergyCallback(Callback):
     With an ``EarlyStopping`` callback its earliest end is projected too.
 
     Args:
-        meter, form, show: see :class:`EnergyHooks`.
+        meter: the source of joules; the best this machine can read if not given.
+        form: ``"epoch"`` or ``"power"``.
+        show: called with every projection.
     """
 
     def __init__(

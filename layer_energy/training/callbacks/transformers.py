@@ -25,7 +25,9 @@ class EnergyCallback(TrainerCallback):
     checkpoint is projected for the part that is left.
 
     Args:
-        meter, form, show: see :class:`EnergyHooks`.
+        meter: the source of joules; the best this machine can read if not given.
+        form: ``"epoch"`` or ``"power"``.
+        show: called with every projection.
         early_stopping: the run's ``EarlyStoppingCallback``, to project its earliest end too.
     """
 

@@ -1,14 +1,18 @@
-"""Write the README's tables from the committed data, or check that they are current.
+"""Write the tables of the README and the guide from the committed data, or check them.
 
-Run:  python tests/benchmarks/readme_tables.py [--check] [TABLE ...]
+Every ``<!-- table: NAME -->`` of these documents is filled, up to ``<!-- end -->``.
+
+Run:  python tests/benchmarks/document_tables.py [--check] [TABLE ...]
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import gpu_protocol
+import pandas as pd
 import step
 import totals
 
@@ -20,7 +24,8 @@ from layer_energy.models import build_model
 from layer_energy.units import si
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- (table|output): (\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 EXTERNAL = ROOT.parent / "shared" / "external"
 PAPER = EXTERNAL / "getzner2023"
 DATASET = "amd-epyc-2t"
@@ -47,7 +52,17 @@ def networks_table() -> str:
             f"| {name} | {s.n} | {s.median_error:.1%} | {s.mean_error:.1%} | "
             f"{s.within_25:.0%} | {s.r2:.3f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _worst(table)])
+
+
+def _worst(table: pd.DataFrame) -> str:
+    """Where it fails: the networks with the largest errors."""
+    table = table.assign(error=table["layer_energy_energy_j"] / table["measured_energy_j"] - 1)
+    rows = table.loc[table["error"].abs().nlargest(3).index].to_dict("records")
+    cases = [
+        f"`{row['model']}` at batch {row['batch_size']} by {row['error']:+.0%}" for row in rows
+    ]
+    return f"Where it fails: {', '.join(cases[:-1])} and {cases[-1]}, predicted against measured."
 
 
 def vgg16_report() -> str:
@@ -102,34 +117,36 @@ def _cells(s: Score) -> str:
 
 
 BLOCKS = {
-    "table: networks": networks_table,
-    "table: totals": lambda: totals.markdown(EXTERNAL / "energaizer2026"),
-    "table: step": lambda: step.markdown(EXTERNAL / "delrey2024"),
-    "table: protocol": gpu_protocol.markdown,
-    "output: vgg16": vgg16_report,
-    "table: compare": comparison_table,
-    "table: paper": paper_table,
+    "networks": networks_table,
+    "totals": lambda: totals.markdown(EXTERNAL / "energaizer2026"),
+    "step": lambda: step.markdown(EXTERNAL / "delrey2024"),
+    "protocol": gpu_protocol.markdown,
+    "vgg16": vgg16_report,
+    "compare": comparison_table,
+    "paper": paper_table,
 }
 
 
 def main() -> None:
-    text = current = README.read_text(encoding="utf-8")
-    wanted = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    for name, make in BLOCKS.items():
-        if wanted and name.split()[-1] not in wanted:
-            continue
-        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        block = make()
-        if block is None:
-            print(f"{name}: left as it is, its data are not beside this checkout")
-            continue
-        head, _, rest = current.partition(begin)
-        current = head + begin + block + "\n" + end + rest.partition(end)[2]
-    if "--check" not in sys.argv:
-        README.write_text(current, encoding="utf-8")
-    elif current != text:
-        sys.exit("README tables are not those of the data: run tests/benchmarks/readme_tables.py")
-    print("README tables are current")
+    wanted = {argument for argument in sys.argv[1:] if not argument.startswith("-")}
+    texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    named = {name for text in texts.values() for _, _, name in BLOCK.findall(text)}
+    unknown = (named | wanted) - BLOCKS.keys()
+    if unknown:
+        sys.exit(f"nothing makes {', '.join(sorted(unknown))}; there are {', '.join(BLOCKS)}")
+    made = {name: BLOCKS[name]() for name in BLOCKS if name in (wanted or named)}
+    for name in (name for name, block in made.items() if block is None):
+        print(f"{name}: left as it is, its data are not beside this checkout")
+    stale = []
+    for path, text in texts.items():
+        current = BLOCK.sub(lambda m: m[1] + made[m[3]] + "\n" if made.get(m[3]) else m[0], text)
+        if current != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                path.write_text(current, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        sys.exit(f"not those of the data: tables in {', '.join(stale)}; run {sys.argv[0]}")
+    print(f"{len(made)} tables are current; written anew in: {', '.join(stale) or 'nothing'}")
 
 
 if __name__ == "__main__":
