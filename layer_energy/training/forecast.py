@@ -213,14 +213,20 @@ def predict_training(
         batch_size: images of a micro-batch.
         validation_images: images of a forward pass after each epoch.
         input: shape of one image, such as ``(3, 224, 224)``; inferred if not given.
-        device, dtype, optimizer, loss, accumulation, checkpointing: see
-            :func:`layer_energy.predict_energy`.
+        device: as of :func:`layer_energy.predict_energy`.
+        dtype: likewise.
+        optimizer: likewise.
+        loss: likewise.
+        accumulation: likewise.
+        checkpointing: likewise.
         loading_images_per_s: what the data loader delivers; if that is less than the device could
             take, it waits, and draws its idle power.
         idle_power_w: that; the profile's if it knows it.
         max_power_w: power limit, for the baselines; the profile's if it knows it.
         ram_gb: memory of the machine, for Green Algorithms.
-        intensity_g_per_kwh, price_per_kwh, currency: of the electricity.
+        intensity_g_per_kwh: of the electricity.
+        price_per_kwh: of the electricity.
+        currency: of that price.
         name: what to call the model.
 
     Raises:
