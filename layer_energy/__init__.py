@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from layer_energy.predict import predict_energy
     from layer_energy.report import EnergyReport
     from layer_energy.report.difference import diff
+    from layer_energy.scoring import score
     from layer_energy.verification import Verification, verify
     from layer_energy.walk import Trace, walk
     from layer_energy.whatif import largest_within, plot_sweep, sweep
@@ -41,6 +42,7 @@ _HOMES = {
     "plot_sweep": "whatif",
     "predict_energy": "predict",
     "profiles": "model",
+    "score": "scoring",
     "sweep": "whatif",
     "verify": "verification",
     "walk": "walk",
@@ -63,6 +65,7 @@ __all__ = [
     "plot_sweep",
     "predict_energy",
     "profiles",
+    "score",
     "sweep",
     "verify",
     "walk",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from layer_energy.layers.base import count
 from layer_energy.model import EnergyModel, default_profile, find_profile
 from layer_energy.report.report import EnergyReport, LayerEstimate
 from layer_energy.walk import Trace, walk
-from layer_energy.workload import ITEMSIZE_BYTES
+from layer_energy.workload import ITEMSIZE_BYTES, Workload
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,22 +58,11 @@ def predict_energy(
     """
     if mode not in MODES:
         raise InvalidInput(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if dtype is not None and dtype not in _FLOATS:
-        known = "" if str(dtype).removeprefix("torch.") in ITEMSIZE_BYTES else " (torch has none)"
-        raise InvalidInput(
-            f"dtype must be the name of a floating dtype, one of {', '.join(map(repr, _FLOATS))}; "
-            f"got {dtype!r}{known}"
-        )
-    prices = device if isinstance(device, EnergyModel) else _profile(device)
+    prices = profile_for(device, dtype)
     if mode == "training":
         raise ProfileError(
             f"the profile {prices.device['slug']} holds forward passes only, so a training step "
             "cannot be priced; use mode='inference'"
-        )
-    if dtype is not None and dtype not in prices.dtypes:
-        raise ProfileError(
-            f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
-            f"in {dtype}; choose one of those or another profile"
         )
     if not isinstance(model, Trace):
         trace = walk(model, *args, kwargs=kwargs, batch_size=batch_size)
@@ -80,14 +70,7 @@ def predict_energy(
         raise InvalidInput("a trace holds its inputs; give them to walk(model, ...) instead")
     else:
         trace = model
-    calls = trace.calls
-    if dtype is not None:
-        calls = [
-            replace(call, workload=replace(call.workload, dtype=dtype))
-            if call.workload.dtype in _FLOATS
-            else call
-            for call in calls
-        ]
+    calls = [replace(call, workload=in_dtype(call.workload, dtype)) for call in trace.calls]
     estimates = prices.price([call.workload for call in calls])
     layers = [
         LayerEstimate(call, count(call.workload)[0], estimates[call.workload]) for call in calls
@@ -99,14 +82,13 @@ def predict_energy(
             f"no layer type of this profile prices {', '.join(places[:10])}; drop strict to price "
             "them by the bytes they move, or register and measure a layer type for them"
         )
-    floats = [c.workload.dtype for c in calls if c.workload.dtype in _FLOATS]
     return EnergyReport(
         model=name or trace.model,
         device=prices.device["slug"],
         device_name=f"{prices.device['name']}, {prices.device['threads']} threads"
         if prices.device["kind"] == "cpu"
         else prices.device["name"],
-        dtype=dtype or (max(set(floats), key=floats.count) if floats else "float32"),
+        dtype=dtype or main_dtype(call.workload for call in calls),
         mode=mode,
         batch_size=trace.batch_size,
         input=trace.inputs,
@@ -116,11 +98,47 @@ def predict_energy(
         network_ratio=prices.network_ratio,
         networks=prices.networks,
         assumptions=[*trace.notes, *prices.assumptions],
-        source=_source(prices),
+        source=source_of(prices),
     )
 
 
-def _source(prices: EnergyModel) -> str:
+def profile_for(device: str | Path | EnergyModel | None, dtype: str | None) -> EnergyModel:
+    """The profile that a caller names, once it is known to hold the dtype.
+
+    Raises:
+        InvalidInput: if the dtype is no floating one.
+        ProfileError: if the profile is missing or damaged, or was not measured in the dtype.
+    """
+    if dtype is not None and dtype not in _FLOATS:
+        known = "" if str(dtype).removeprefix("torch.") in ITEMSIZE_BYTES else " (torch has none)"
+        raise InvalidInput(
+            f"dtype must be the name of a floating dtype, one of {', '.join(map(repr, _FLOATS))}; "
+            f"got {dtype!r}{known}"
+        )
+    prices = device if isinstance(device, EnergyModel) else _profile(device)
+    if dtype is not None and dtype not in prices.dtypes:
+        raise ProfileError(
+            f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
+            f"in {dtype}; choose one of those or another profile"
+        )
+    return prices
+
+
+def in_dtype(workload: Workload, dtype: str | None) -> Workload:
+    """The workload as it would run in another dtype; itself for ``None`` and for integers."""
+    if dtype is None or workload.dtype not in _FLOATS:
+        return workload
+    return replace(workload, dtype=dtype)
+
+
+def main_dtype(workloads: Iterable[Workload]) -> str:
+    """The floating dtype that most of the workloads compute in."""
+    floats = Counter(w.dtype for w in workloads if w.dtype in _FLOATS)
+    return max(floats, key=lambda dtype: floats[dtype]) if floats else "float32"
+
+
+def source_of(prices: EnergyModel) -> str:
+    """The dataset behind a profile, in words."""
     dataset, torch = prices.dataset, prices.device["details"].get("torch")
     parts = [f"{dataset.get('rows', 0)} rows of dataset {dataset.get('name')}"]
     parts += [f"torch {torch}"] if torch else []

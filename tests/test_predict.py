@@ -149,7 +149,7 @@ def test_public_names():
     assert set(layer_energy.__all__) == {
         "Cost", "Dataset", "Device", "EnergyModel", "EnergyReport", "Measurement", "Trace",
         "Verification", "Workload", "__version__", "compare", "diff", "largest_within",
-        "plot_sweep", "predict_energy", "profiles", "sweep", "verify", "walk",
+        "plot_sweep", "predict_energy", "profiles", "score", "sweep", "verify", "walk",
     }  # fmt: skip
     for name in layer_energy.__all__:
         assert getattr(layer_energy, name)

@@ -7,7 +7,7 @@ after, and, as the last resort, run once for real on the CPU. The trace says whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,27 @@ def walk(
         InvalidInput: for inputs that cannot be understood or inferred.
         WalkError: if the model cannot be walked; names the module and the operation.
     """
+    model, inputs, notes = prepared(model, args, kwargs, batch_size)
+    recorder, via = _first_that_works(model, inputs, training)
+    calls = [
+        LayerCall(*seen.scope, seen.op, seen.workload, seen.gradients, seen.modelled)
+        for seen in recorder.seen
+    ]
+    notes += recorder.notes
+    if via != "meta clone":
+        notes.append(f"walked by {via}")
+    return Trace(type(model).__name__, calls, inputs.description, inputs.batch_size, via, notes)
+
+
+def prepared(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, batch_size: int | None
+) -> tuple[nn.Module, Inputs, list[str]]:
+    """What to walk: the model without its wrappers, its inputs, and notes about both.
+
+    Raises:
+        InvalidInput: for inputs that cannot be understood or inferred.
+        WalkError: for lazy modules that no forward has shaped yet.
+    """
     if not isinstance(model, nn.Module):
         raise InvalidInput(_not_a_model(model))
     check_batch_size(batch_size)
@@ -66,15 +87,7 @@ def walk(
             )
     else:
         inputs = infer(model, 1 if batch_size is None else batch_size)
-    recorder, via = _first_that_works(model, inputs, training)
-    calls = [
-        LayerCall(*seen.scope, seen.op, seen.workload, seen.gradients, seen.modelled)
-        for seen in recorder.seen
-    ]
-    notes += [*inputs.assumed, *recorder.notes]
-    if via != "meta clone":
-        notes.append(f"walked by {via}")
-    return Trace(type(model).__name__, calls, inputs.description, inputs.batch_size, via, notes)
+    return model, inputs, [*notes, *inputs.assumed]
 
 
 def _not_a_model(given: Any) -> str:
