@@ -92,7 +92,9 @@ def score(
         except LayerEnergyError as error:
             failed(i, error)
             continue
-        networks[i] = Counter([in_dtype(workload, dtype) for workload in walked.workloads])
+        networks[i] = Counter()
+        for workload, calls in Counter(walked.workloads).items():
+            networks[i][in_dtype(workload, dtype)] += calls
         rows[i] |= {
             "model": walked.model,
             "dtype": dtype or main_dtype(walked.workloads),

@@ -106,6 +106,18 @@ class Tied(nn.Module):
         return functional.linear(self.same(self.layer(x)), self.layer.weight).sum()
 
 
+class Aliased(nn.Module):
+    """A layer that is also held outside the tree of modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+        self.parts = [self.layers[0]]
+
+    def forward(self, x):
+        return self.parts[0](x)
+
+
 def hooked():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     model[0].register_forward_hook(lambda module, args, out: torch.cat([out, out], 1))
@@ -135,6 +147,7 @@ def scripted():
         lambda: DependsOnValues(3),
         Reshapes,
         Tied,
+        Aliased,
         hooked,
         scripted,
         lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.Flatten(0, 2), nn.LSTM(30, 8)),

@@ -25,18 +25,19 @@ class Leaf:
     Attributes:
         kind: the same for all stand-ins of like layers.
         module: the layer.
-        state: attributes of it and its children, to see whether a forward changed them.
+        state: dictionaries that hold its attributes, and copies of them, to see whether a forward
+            changed any.
     """
 
     kind: object
     module: nn.Module
-    state: list[dict[str, Any]]
+    state: list[tuple[dict[str, Any], dict[str, Any]]]
 
     @property
     def intact(self) -> bool:
         """Whether its attributes are the very objects they were."""
         try:
-            return _state(self.module) == self.state
+            return all(now == before for now, before in self.state)
         except RuntimeError:  # another tensor, which has no truth value
             return False
 
@@ -56,10 +57,10 @@ class Leaves:
     def __len__(self) -> int:
         return len(self._made)
 
-    def stand_ins(self, model: nn.Module) -> dict[int, Leaf]:
-        """``id`` of a layer of the model → its stand-in, no two the same."""
+    def stand_ins(self, model: nn.Module) -> list[tuple[nn.Module, Leaf]]:
+        """Layers of the model and their stand-ins, no two the same."""
         used: dict[Hashable, int] = {}
-        chosen: dict[int, Leaf] = {}
+        chosen: list[tuple[nn.Module, Leaf]] = []
         visited = set()
         todo = [model]
         while todo:
@@ -76,7 +77,7 @@ class Leaves:
             alike = self._made.setdefault(key, [])
             if n == len(alike):
                 alike.append(self._make(alike[0].kind if alike else object(), module))
-            chosen[id(module)] = alike[n]
+            chosen.append((module, alike[n]))
         return chosen
 
     def forget(self) -> None:
@@ -132,9 +133,8 @@ def _attributes(module: nn.Module) -> tuple[int, Any, Any] | None:
     return len(module.__dict__), itemgetter(*sorted(names - set(hooks))), itemgetter(*hooks)
 
 
-def _state(module: nn.Module) -> list[dict[str, Any]]:
-    held = (module._parameters, module._buffers, module._modules)
-    state = [module.__dict__.copy(), *[registry.copy() for registry in held]]
-    for child in module._modules.values():
-        state += [] if child is None else _state(child)
-    return state
+def _state(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    held: list[dict[str, Any]] = []
+    for part in module.modules():
+        held += (part.__dict__, part._parameters, part._buffers, part._modules)
+    return [(live, live.copy()) for live in held]

@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 
-from layer_energy.walk.clone import evaluating, generators_kept, meta_clone, to_meta
+from layer_energy.walk.clone import evaluating, generators_kept, meta_clone, modules_of, to_meta
 from layer_energy.walk.inputs import Inputs
 from layer_energy.walk.leaves import Leaf, Leaves
 from layer_energy.walk.recorder import Recorder, Seen
@@ -99,7 +99,11 @@ class Memo(TorchFunctionMode):
             self._workloads.clear()
             self._leaves.forget()
         leaves = self._leaves.stand_ins(model)
-        clone = meta_clone(model, {i: leaf.module for i, leaf in leaves.items()})
+        stand_ins: dict[int, nn.Module] = {}
+        for original, leaf in leaves:
+            originals, copies = modules_of(original), modules_of(leaf.module)
+            stand_ins |= zip(map(id, originals), copies, strict=True)
+        clone = meta_clone(model, stand_ins)
         evaluating(clone)
         args, kwargs = to_meta((inputs.args, inputs.kwargs))
         recorder = self._recorder = Recorder(self._nowhere)
@@ -108,7 +112,7 @@ class Memo(TorchFunctionMode):
             with generators_kept(), torch.inference_mode(), recorder, self:
                 clone(*args, **kwargs)
         finally:
-            changed = self._changed or not all(leaf.intact for leaf in leaves.values())
+            changed = self._changed or not all(leaf.intact for _, leaf in leaves)
             if changed:
                 self._leaves.forget()
         if changed:
