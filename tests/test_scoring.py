@@ -85,7 +85,8 @@ class DependsOnValues(nn.Module):
 
     def forward(self, x):
         kept = x[x > 0].reshape(-1, 32)
-        return self.linear(kept)[: int(self.n)].relu()
+        chosen = self.n.expand(3).nonzero()
+        return self.linear(kept)[: int(self.n)].relu(), chosen + 1
 
 
 class Reshapes(nn.Module):
@@ -118,9 +119,20 @@ class Aliased(nn.Module):
         return self.parts[0](x)
 
 
-def hooked():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
-    model[0].register_forward_hook(lambda module, args, out: torch.cat([out, out], 1))
+class Layouts(nn.Module):
+    """Two tensors of one shape that differ in their strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x), self.conv(x.to(memory_format=torch.channels_last))
+
+
+def hooked(where):
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU())
+    model[where].register_forward_hook(lambda module, args, out: out + out)
     return model
 
 
@@ -144,11 +156,13 @@ def scripted():
         lambda: PicksItsPadding(1),
         lambda: PicksItsPadding(2),
         lambda: DependsOnValues(2),
-        lambda: DependsOnValues(3),
+        lambda: DependsOnValues(0),
+        Layouts,
         Reshapes,
         Tied,
         Aliased,
-        hooked,
+        lambda: hooked(1),
+        lambda: hooked(0),
         scripted,
         lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.Flatten(0, 2), nn.LSTM(30, 8)),
         lambda: nn.Sequential(nn.Flatten(0, 2), nn.TransformerEncoderLayer(32, 4)),

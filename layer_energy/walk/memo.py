@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 
-from layer_energy.walk.clone import evaluating, generators_kept, meta_clone, modules_of, to_meta
+from layer_energy.walk.clone import evaluating, generators_kept, meta_clone, to_meta
 from layer_energy.walk.inputs import Inputs
 from layer_energy.walk.leaves import Leaf, Leaves
 from layer_energy.walk.recorder import Recorder, Seen
@@ -68,8 +68,9 @@ class _Call:
     container: type | None
 
     def again(self, tensors: list[torch.Tensor]) -> Any:
-        outputs = [output.again(tensors) for output in self.outputs]
-        return outputs[0] if self.container is None else self.container(outputs)
+        if self.container is None:
+            return self.outputs[0].again(tensors)
+        return self.container([output.again(tensors) for output in self.outputs])
 
 
 class Memo(TorchFunctionMode):
@@ -101,8 +102,12 @@ class Memo(TorchFunctionMode):
         leaves = self._leaves.stand_ins(model)
         stand_ins: dict[int, nn.Module] = {}
         for original, leaf in leaves:
-            originals, copies = modules_of(original), modules_of(leaf.module)
-            stand_ins |= zip(map(id, originals), copies, strict=True)
+            stand_ins[id(original)] = leaf.module
+            if original._modules:
+                children = zip(
+                    original._modules.values(), leaf.module._modules.values(), strict=True
+                )
+                stand_ins |= {id(child): copy for child, copy in children if copy is not None}
         clone = meta_clone(model, stand_ins)
         evaluating(clone)
         args, kwargs = to_meta((inputs.args, inputs.kwargs))
