@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from layer_energy.predict import predict_energy
     from layer_energy.report import EnergyReport
     from layer_energy.report.difference import diff
+    from layer_energy.scoring import score
     from layer_energy.training.forecast import TrainingForecast, predict_training
     from layer_energy.verification import Verification, verify
     from layer_energy.walk import Trace, walk
@@ -44,6 +45,7 @@ _HOMES = {
     "predict_energy": "predict",
     "predict_training": "training.forecast",
     "profiles": "model",
+    "score": "scoring",
     "sweep": "whatif",
     "verify": "verification",
     "walk": "walk",
@@ -68,6 +70,7 @@ __all__ = [
     "predict_energy",
     "predict_training",
     "profiles",
+    "score",
     "sweep",
     "verify",
     "walk",

@@ -25,7 +25,7 @@ cores, ``float32`` ones on the ordinary cores, except convolutions where cuDNN r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,10 @@ class Work:
     outputs: Array
     bytes: Array
     layer: Array
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Work:
+        """The rows of these numbers, which may repeat."""
+        return Work(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 def work(workloads: Sequence[Workload]) -> Work:

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -291,7 +292,7 @@ class EnergyModel:
         """Whether backward passes were measured, without which no training step is priced."""
         return any(not key.endswith("/none") for key in self.kinds)
 
-    def price(self, workloads: Sequence[Workload]) -> dict[Workload, Estimate]:
+    def price(self, workloads: Sequence[Workload]) -> Mapping[Workload, Estimate]:
         """Estimate one execution of each distinct workload.
 
         Args:
@@ -301,16 +302,32 @@ class EnergyModel:
         Raises:
             ProfileError: if the profile knows nothing that could price a workload.
         """
+        return self.price_networks([Counter(workloads)])[0]
+
+    def price_networks(
+        self, networks: Sequence[Mapping[Workload, int]]
+    ) -> list[Mapping[Workload, Estimate]]:
+        """Estimate the workloads of many networks at once, each distinct one a single time.
+
+        Args:
+            networks: workload → how often it runs, of each.
+
+        Returns:
+            For each network a mapping that holds its workloads, and perhaps others'.
+
+        Raises:
+            ProfileError: if the profile knows nothing that could price a workload.
+        """
         if self.law is not None:
-            return _price_by_law(self.law, Counter(workloads))
+            return _price_by_law(self.law, networks)
         groups: dict[str, list[_Priced]] = {}
-        for workload in dict.fromkeys(workloads):
+        for workload in dict.fromkeys(chain.from_iterable(networks)):
             priced_as, times = self._stand_in(workload)
             groups.setdefault(_key(priced_as), []).append((workload, priced_as, times))
         estimates: dict[Workload, Estimate] = {}
         for key, group in groups.items():
             estimates |= self._price_kind(key, group)
-        return estimates
+        return [estimates] * len(networks)
 
     def _stand_in(self, workload: Workload) -> tuple[Workload, int]:
         """The workload whose regressor prices this one, and how many of it make this one.
@@ -488,18 +505,31 @@ def find_profile(profile: str | Path) -> Path:
     return shipped
 
 
-def _price_by_law(law: Law, calls: Counter[Workload]) -> dict[Workload, Estimate]:
+def _price_by_law(
+    law: Law, networks: Sequence[Mapping[Workload, int]]
+) -> list[Mapping[Workload, Estimate]]:
     """Intervals: the law knows errors of networks; ``OUTSIDE_FACTOR`` is assumed for layers."""
-    energy_j, time_s = law.price(work(list(calls)), np.array(list(calls.values()), dtype=float))
-    estimates = {}
-    for workload, joules, seconds in zip(calls, energy_j.tolist(), time_s.tolist(), strict=True):
-        outside = law.outside(workload)
-        widening = OUTSIDE_FACTOR * (OUTSIDE_FACTOR if outside else 1.0)
-        factor = math.exp(law.half_width[0] * widening)
-        estimates[workload] = Estimate(
-            joules, seconds, joules / factor, joules * factor, not outside, True, outside
-        )
-    return estimates
+    distinct = list(dict.fromkeys(chain.from_iterable(networks)))
+    row = {workload: i for i, workload in enumerate(distinct)}
+    rows = np.array([row[workload] for calls in networks for workload in calls], dtype=np.int64)
+    repeats = np.array([n for calls in networks for n in calls.values()], dtype=float)
+    sizes = np.array([len(calls) for calls in networks if calls], dtype=np.int64)
+    energy_j, time_s = law.price(work(distinct)[rows], repeats, np.arange(len(sizes)).repeat(sizes))
+    outside = [law.outside(workload) for workload in distinct]
+    factors = [
+        math.exp(law.half_width[0] * OUTSIDE_FACTOR * (OUTSIDE_FACTOR if why else 1.0))
+        for why in outside
+    ]
+    prices = zip(rows.tolist(), energy_j.tolist(), time_s.tolist(), strict=True)
+
+    def estimate(i: int, joules: float, seconds: float) -> Estimate:
+        factor, why = factors[i], outside[i]
+        return Estimate(joules, seconds, joules / factor, joules * factor, not why, True, why)
+
+    return [
+        {workload: estimate(*price) for workload, price in zip(calls, prices, strict=False)}
+        for calls in networks
+    ]
 
 
 _Priced = tuple[Workload, Workload, int]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from layer_energy.model import MODE_NAMES, EnergyModel, load_profile
 from layer_energy.optimization import FOREACH_DEVICES, TrainingStep
 from layer_energy.report.report import EnergyReport, LayerEstimate
 from layer_energy.walk import AMP, Trace, walk
-from layer_energy.workload import ITEMSIZE_BYTES
+from layer_energy.workload import ITEMSIZE_BYTES, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,13 +75,7 @@ def predict_energy(
         ProfileError: if the profile is missing, damaged or lacks what was asked.
         UnmodelledOperation: with ``strict``, naming the operations.
     """
-    if dtype is not None and dtype not in _FLOATS and dtype not in AMP:
-        known = "" if str(dtype).removeprefix("torch.") in ITEMSIZE_BYTES else " (torch has none)"
-        names = ", ".join(map(repr, (*_FLOATS, *AMP)))
-        raise InvalidInput(
-            f"dtype must be the name of a floating dtype, one of {names}; got {dtype!r}{known}"
-        )
-    prices = device if isinstance(device, EnergyModel) else load_profile(device)
+    prices = profile_for(device, dtype)
     step = training_step(
         prices,
         mode,
@@ -90,11 +85,6 @@ def predict_energy(
         checkpointing=checkpointing,
     )
     autocast = AMP.get(dtype or "")
-    if dtype is not None and (autocast or dtype) not in prices.dtypes:
-        raise ProfileError(
-            f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
-            f"in {dtype}; choose one of those or another profile"
-        )
     if not isinstance(model, Trace):
         trace = walk(
             model, *args, kwargs=kwargs, batch_size=batch_size, step=step, autocast=autocast
@@ -121,14 +111,10 @@ def predict_energy(
         )
     else:
         trace = model
-    calls = trace.calls
-    if dtype is not None and autocast is None:
-        calls = [
-            replace(call, workload=replace(call.workload, dtype=dtype))
-            if call.workload.dtype in _FLOATS
-            else call
-            for call in calls
-        ]
+    if autocast is None:
+        calls = [replace(call, workload=in_dtype(call.workload, dtype)) for call in trace.calls]
+    else:
+        calls = trace.calls
     estimates = prices.price([call.workload for call in calls for _ in range(call.times)])
     layers = [
         LayerEstimate(call, call.cost, estimates[call.workload] * call.times) for call in calls
@@ -140,9 +126,9 @@ def predict_energy(
             f"no layer type of this profile prices {', '.join(places[:10])}; drop strict to price "
             "them by the bytes they move, or register and measure a layer type for them"
         )
-    computed = [c.workload.dtype for c in calls if c.workload.dtype in (*_FLOATS, *_QUANTISED)]
     assumptions = [*trace.notes, *prices.assumptions]
-    if any(name in _QUANTISED and name not in prices.dtypes for name in computed):
+    unmeasured = {call.workload.dtype for call in calls} - set(prices.dtypes)
+    if unmeasured & set(_QUANTISED):
         assumptions.insert(0, "quantised operations were not measured: priced as in float32")
     return EnergyReport(
         model=name or trace.model,
@@ -150,7 +136,7 @@ def predict_energy(
         device_name=f"{prices.device['name']}, {prices.device['threads']} threads"
         if prices.device["kind"] == "cpu"
         else prices.device["name"],
-        dtype=dtype or (max(set(computed), key=computed.count) if computed else "float32"),
+        dtype=dtype or main_dtype(call.workload for call in calls),
         mode=mode,
         batch_size=trace.batch_size,
         input=trace.inputs,
@@ -160,7 +146,7 @@ def predict_energy(
         network_ratio=prices.totals_of(mode).ratio,
         networks=prices.totals_of(mode).count,
         assumptions=assumptions,
-        source=_source(prices),
+        source=source_of(prices),
     )
 
 
@@ -199,7 +185,43 @@ def training_step(
     return TrainingStep(optimizer or "adamw", loss, accumulation, checkpointing, foreach)
 
 
-def _source(prices: EnergyModel) -> str:
+def profile_for(device: str | Path | EnergyModel | None, dtype: str | None) -> EnergyModel:
+    """The profile that a caller names, once it is known to hold the dtype.
+
+    Raises:
+        InvalidInput: if the dtype is no floating one.
+        ProfileError: if the profile is missing or damaged, or was not measured in the dtype.
+    """
+    if dtype is not None and dtype not in _FLOATS and dtype not in AMP:
+        known = "" if str(dtype).removeprefix("torch.") in ITEMSIZE_BYTES else " (torch has none)"
+        names = ", ".join(map(repr, (*_FLOATS, *AMP)))
+        raise InvalidInput(
+            f"dtype must be the name of a floating dtype, one of {names}; got {dtype!r}{known}"
+        )
+    prices = device if isinstance(device, EnergyModel) else load_profile(device)
+    if dtype is not None and AMP.get(dtype, dtype) not in prices.dtypes:
+        raise ProfileError(
+            f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
+            f"in {dtype}; choose one of those or another profile"
+        )
+    return prices
+
+
+def in_dtype(workload: Workload, dtype: str | None) -> Workload:
+    """The workload as it would run in another dtype; itself for ``None`` and for integers."""
+    if dtype is None or workload.dtype not in _FLOATS:
+        return workload
+    return replace(workload, dtype=dtype)
+
+
+def main_dtype(workloads: Iterable[Workload]) -> str:
+    """The dtype that most of the workloads compute in, integers that are no numbers left out."""
+    computed = Counter(w.dtype for w in workloads if w.dtype in (*_FLOATS, *_QUANTISED))
+    return max(computed, key=lambda dtype: computed[dtype]) if computed else "float32"
+
+
+def source_of(prices: EnergyModel) -> str:
+    """The dataset behind a profile, in words."""
     dataset, torch = prices.dataset, prices.device["details"].get("torch")
     parts = [f"{dataset.get('rows', 0)} rows of dataset {dataset.get('name')}"]
     parts += [f"torch {torch}"] if torch else []

@@ -149,8 +149,8 @@ def test_public_names():
     assert set(layer_energy.__all__) == {
         "Cost", "Dataset", "Device", "EnergyModel", "EnergyReport", "Measurement", "Trace",
         "TrainingForecast", "Verification", "Workload", "__version__", "compare", "diff",
-        "largest_within", "plot_sweep", "predict_energy", "predict_training", "profiles", "sweep",
-        "verify", "walk",
+        "largest_within", "plot_sweep", "predict_energy", "predict_training", "profiles", "score",
+        "sweep", "verify", "walk",
     }  # fmt: skip
     for name in layer_energy.__all__:
         assert getattr(layer_energy, name)

@@ -200,16 +200,29 @@ def evaluate_layers(
     regressors: Annotated[str, typer.Option(help="Regressors to compare.")] = (
         "hybrid,physical,polynomial"
     ),
+    gradients: Annotated[
+        str, typer.Option(help="none (forward passes), or input, weight, both (with backward).")
+    ] = "none",
+    dtype: Annotated[str, typer.Option(help="Of the rows.")] = "float32",
     as_json: Json = False,
 ) -> None:
     """Layers: each predicted by a fit without it (5-fold cross-validation)."""
     from layer_energy.dataset import Dataset
     from layer_energy.evaluate import Score
     from layer_energy.evaluate import evaluate_layers as evaluate
+    from layer_energy.workload import GRADIENTS
 
+    if gradients not in GRADIENTS:
+        raise InvalidInput(f"--gradients must be one of {', '.join(GRADIENTS)}, got {gradients!r}")
     loaded = Dataset.load(dataset)
     with err.status("cross-validating"):
-        table = evaluate(loaded, regressors.split(","), kinds.split(",") if kinds else None)
+        table = evaluate(
+            loaded,
+            regressors.split(","),
+            kinds.split(",") if kinds else None,
+            dtype=dtype,
+            gradients=gradients,  # type: ignore[arg-type]  # checked
+        )
     if as_json:
         print_json(json.loads(table.to_json(orient="records")))
         return

@@ -25,6 +25,9 @@ _NOISE = 0.1
 """Least share of the variance that the law leaves which is noise: trusting the rows more predicts
 their neighbours better, and everything else worse."""
 
+BLOCK = 1024
+"""Layers that are corrected at once: the kernel of all of them may not fit into memory."""
+
 _HYPER_ROWS = 400
 """Rows on which lengths and noise are learnt; the correction itself uses them all."""
 
@@ -64,8 +67,10 @@ class Hybrid:
         logs = x.logs[:, self._keep]
         outside = np.maximum(np.maximum(self._low - logs, logs - self._high), 0).max(axis=1)
         z = (np.clip(logs, self._low, self._high) - self._center) / self._scale
-        near = _matern(z / self._lengths, self._rows / self._lengths)
-        log_factor = np.clip(self._mean + near @ self._weights, -math.log(BOUND), math.log(BOUND))
+        scaled, rows = z / self._lengths, self._rows / self._lengths
+        blocks = [scaled[i : i + BLOCK] for i in range(0, len(z), BLOCK)]
+        learnt = np.concatenate([_matern(block, rows) @ self._weights for block in blocks])
+        log_factor = np.clip(self._mean + learnt, -math.log(BOUND), math.log(BOUND))
         fade = np.maximum(0.0, 1 - outside / math.log(FADE))
         return np.asarray(log_factor * fade[:, None])
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from layer_energy.carbon import Carbon, carbon_of, grid_intensity
 from layer_energy.model import Estimate
+from layer_energy.report.total import Totals, total, widened
 from layer_energy.walk.trace import LayerCall
 from layer_energy.workload import Cost
 
@@ -92,45 +93,38 @@ class EnergyReport:
     source: str
 
     @cached_property
+    def _totals(self) -> Totals:
+        parts = ((layer.estimate, layer.modelled, 1) for layer in self.layers)
+        return total(parts, self.network_ratio, self.relative_uncertainty)
+
+    @property
     def energy_j(self) -> float:
         """Joules of one forward pass."""
-        return sum(layer.estimate.energy_j for layer in self.layers)
+        return self._totals.energy_j
 
-    @cached_property
+    @property
     def time_s(self) -> float:
         """Seconds of one forward pass."""
-        return sum(layer.estimate.time_s for layer in self.layers)
+        return self._totals.time_s
 
-    @cached_property
+    @property
     def interval_j(self) -> tuple[float, float]:
         """90 % interval of ``energy_j``, the systematic error of the device's joules included.
 
         Calibrated on whole measured networks where the profile has them, as far as layers lie in
         the fitted range; the intervals of all others are summed, as if they erred together.
         """
-        low, high = self.network_ratio.get("energy_j", (0.0, 0.0))
-        total_low = total_high = 0.0
-        for layer in self.layers:
-            e = layer.estimate
-            calibrated = high and e.in_domain
-            total_low += min(low, 1.0) * e.energy_j if calibrated else e.energy_low_j
-            total_high += max(high, 1.0) * e.energy_j if calibrated else e.energy_high_j
-        return self._widened(total_low, total_high)
+        return self._totals.energy_low_j, self._totals.energy_high_j
 
-    def _widened(self, low: float, high: float) -> tuple[float, float]:
-        return low * (1 - self.relative_uncertainty), high * (1 + self.relative_uncertainty)
-
-    @cached_property
+    @property
     def coverage(self) -> float:
         """Share of the joules that come from operations with a model of their own (1.0 = all)."""
-        claimed = sum(layer.estimate.energy_j for layer in self.layers if layer.modelled)
-        return claimed / self.energy_j if self.energy_j else 1.0
+        return self._totals.coverage
 
-    @cached_property
+    @property
     def in_domain(self) -> float:
         """Share of the joules priced inside the fitted range of every feature."""
-        inside = sum(layer.estimate.energy_j for layer in self.layers if layer.estimate.in_domain)
-        return inside / self.energy_j if self.energy_j else 1.0
+        return self._totals.in_domain
 
     @property
     def macs(self) -> int:
@@ -178,9 +172,10 @@ class EnergyReport:
             groups.setdefault(name_of(layer), []).append(layer)
         for name, layers in groups.items():
             energy_j = sum(layer.estimate.energy_j for layer in layers)
-            low, high = self._widened(
+            low, high = widened(
                 sum(layer.estimate.energy_low_j for layer in layers),
                 sum(layer.estimate.energy_high_j for layer in layers),
+                self.relative_uncertainty,
             )
             yield Share(
                 name,
@@ -202,7 +197,9 @@ class EnergyReport:
     def row(self, layer: LayerEstimate) -> dict[str, Any]:
         """One of ``layers`` as plain values."""
         call, estimate = layer.call, layer.estimate
-        low, high = self._widened(estimate.energy_low_j, estimate.energy_high_j)
+        low, high = widened(
+            estimate.energy_low_j, estimate.energy_high_j, self.relative_uncertainty
+        )
         return {
             "path": call.path,
             "kind": call.workload.kind,

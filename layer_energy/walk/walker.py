@@ -7,9 +7,9 @@ after, and, as the last resort, run once for real on the CPU. The trace says whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -81,6 +81,53 @@ def walk(
             is trained.
         WalkError: if the model cannot be walked; names the module and the operation.
     """
+    if autocast not in (None, *AMP.values()):
+        raise InvalidInput(f"autocast must be one of {', '.join(AMP.values())}, got {autocast!r}")
+    ready = prepared(model, args, kwargs, batch_size)
+    if step is not None:
+        check_step(step, ready.model)
+    half = None if autocast is None else getattr(torch, autocast)
+    how = _How(training or step is not None, step, half)
+    recorder, via = _first_that_works(ready.model, ready.inputs, how)
+    notes = [*ready.notes, *recorder.notes]
+    if autocast is not None:
+        notes.append(f"mixed precision: matrix products in {autocast}, as torch.autocast on a GPU")
+    if via != "meta clone":
+        notes.append(f"walked by {via}")
+    described, samples = ready.inputs.description, ready.inputs.batch_size
+    if step is not None:
+        calls = step_calls(recorder, ready.model, step)
+        samples *= step.accumulation
+        notes.append(step.sentence)
+        return Trace(ready.name, calls, described, samples, via, notes, "training", autocast)
+    calls = [
+        LayerCall(*seen.scope, seen.op, seen.workload, seen.gradients, seen.modelled)
+        for seen in recorder.seen
+    ]
+    return Trace(ready.name, calls, described, samples, via, notes, autocast=autocast)
+
+
+class Prepared(NamedTuple):
+    """What to walk: the model without its wrappers, its name, its inputs, notes about all."""
+
+    model: nn.Module
+    name: str
+    inputs: Inputs
+    notes: list[str]
+
+
+def prepared(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    batch_size: int | None,
+) -> Prepared:
+    """Take off wrappers, and find inputs.
+
+    Raises:
+        InvalidInput: for inputs that cannot be understood or inferred.
+        WalkError: for lazy modules that no forward has shaped yet.
+    """
     name = ""
     if is_program(model):
         model, name = model.module(), "ExportedProgram"
@@ -100,29 +147,7 @@ def walk(
             )
     else:
         inputs = infer(model, batch_size)
-    if step is not None:
-        check_step(step, model)
-    if autocast not in (None, *AMP.values()):
-        raise InvalidInput(f"autocast must be one of {', '.join(AMP.values())}, got {autocast!r}")
-    half = None if autocast is None else getattr(torch, autocast)
-    how = _How(training or step is not None, step, half)
-    recorder, via = _first_that_works(model, inputs, how)
-    notes += [*inputs.assumed, *recorder.notes]
-    if autocast is not None:
-        notes.append(f"mixed precision: matrix products in {autocast}, as torch.autocast on a GPU")
-    if via != "meta clone":
-        notes.append(f"walked by {via}")
-    name = name or type(model).__name__
-    if step is not None:
-        calls = step_calls(recorder, model, step)
-        samples = inputs.batch_size * step.accumulation
-        notes.append(step.sentence)
-        return Trace(name, calls, inputs.description, samples, via, notes, "training", autocast)
-    calls = [
-        LayerCall(*seen.scope, seen.op, seen.workload, seen.gradients, seen.modelled)
-        for seen in recorder.seen
-    ]
-    return Trace(name, calls, inputs.description, inputs.batch_size, via, notes, autocast=autocast)
+    return Prepared(model, name or type(model).__name__, inputs, [*notes, *inputs.assumed])
 
 
 def _unsharded(model: nn.Module) -> nn.Module:

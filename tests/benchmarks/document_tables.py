@@ -18,7 +18,13 @@ import totals
 
 from layer_energy import compare, predict_energy
 from layer_energy.dataset import Dataset
-from layer_energy.evaluate import Score, evaluate_networks, evaluate_paper, network_scores
+from layer_energy.evaluate import (
+    Score,
+    evaluate_networks,
+    evaluate_paper,
+    held_out_coverage,
+    network_scores,
+)
 from layer_energy.model import EnergyModel
 from layer_energy.models import build_model
 from layer_energy.units import si
@@ -35,6 +41,11 @@ NAMES = {
     "flops+bytes": "FLOPs + bytes, fitted on the same rows",
     "flops": "FLOPs only, fitted on the same rows",
 }
+MODE_NAMES = {
+    "training": "SGD, all layers",
+    "training-adamw": "AdamW, all layers",
+    "head-training": "SGD, frozen backbone",
+}
 
 
 def networks_table() -> str:
@@ -42,17 +53,39 @@ def networks_table() -> str:
     dataset = Dataset.load(ROOT / "datasets" / DATASET)
     table = evaluate_networks(dataset.networks, EnergyModel.load(DATASET), dataset)
     scores = network_scores(table)
-    lines = [
-        "| method | networks × batches | median error | mean error | within 25 % | R² |",
+    named = {name: scores[method] for method, name in NAMES.items()}
+    return "\n".join([*_rows(named, "networks × batches"), "", _worst(table)])
+
+
+def training_table() -> str:
+    """Scores of training steps, and of those of every mode, as Markdown."""
+    dataset = Dataset.load(ROOT / "datasets" / DATASET)
+    model = EnergyModel.load(DATASET)
+    table = evaluate_networks(dataset.networks, model, dataset, training=True)
+    scores = network_scores(table)
+    named = {name: scores[method] for method, name in NAMES.items() if method in scores}
+    for mode, rows in table.groupby("mode", sort=False):
+        named[f"layer_energy, {MODE_NAMES[str(mode)]}"] = network_scores(rows)["layer_energy"]
+    held = held_out_coverage(
+        table["measured_energy_j"] / table["layer_energy_energy_j"], table["model"]
+    )
+    share = held["architecture_held_out"]
+    intervals = (
+        f"A 90 % interval that is calibrated without a network holds {share:.0%} of its steps."
+    )
+    return "\n".join([*_rows(named, "training steps"), "", f"{_worst(table)} {intervals}"])
+
+
+def _rows(scores: dict[str, Score], counted: str) -> list[str]:
+    return [
+        f"| method | {counted} | median error | mean error | within 25 % | R² |",
         "|---|---|---|---|---|---|",
-    ]
-    for method, name in NAMES.items():
-        s = scores[method]
-        lines.append(
+        *(
             f"| {name} | {s.n} | {s.median_error:.1%} | {s.mean_error:.1%} | "
             f"{s.within_25:.0%} | {s.r2:.3f} |"
-        )
-    return "\n".join([*lines, "", _worst(table)])
+            for name, s in scores.items()
+        ),
+    ]
 
 
 def _worst(table: pd.DataFrame) -> str:
@@ -60,7 +93,10 @@ def _worst(table: pd.DataFrame) -> str:
     table = table.assign(error=table["layer_energy_energy_j"] / table["measured_energy_j"] - 1)
     rows = table.loc[table["error"].abs().nlargest(3).index].to_dict("records")
     cases = [
-        f"`{row['model']}` at batch {row['batch_size']} by {row['error']:+.0%}" for row in rows
+        f"`{row['model']}` at batch {row['batch_size']}"
+        + (f" ({MODE_NAMES[row['mode']]})" if row["mode"] in MODE_NAMES else "")
+        + f" by {row['error']:+.0%}"
+        for row in rows
     ]
     return f"Where it fails: {', '.join(cases[:-1])} and {cases[-1]}, predicted against measured."
 
@@ -118,6 +154,7 @@ def _cells(s: Score) -> str:
 
 BLOCKS = {
     "networks": networks_table,
+    "training": training_table,
     "totals": lambda: totals.markdown(EXTERNAL / "energaizer2026"),
     "step": lambda: step.markdown(EXTERNAL / "delrey2024"),
     "protocol": gpu_protocol.markdown,

@@ -1,0 +1,77 @@
+"""What the layers of a network sum to, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from layer_energy.model import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """One forward pass of a network.
+
+    Attributes:
+        energy_j, time_s: predictions.
+        energy_low_j, energy_high_j: 90 % interval, the systematic error of the device's joules
+            included.
+        coverage: share of the joules from operations with a model of their own.
+        in_domain: share of the joules priced inside the fitted range of every feature.
+    """
+
+    energy_j: float
+    time_s: float
+    energy_low_j: float
+    energy_high_j: float
+    coverage: float
+    in_domain: float
+
+
+def total(
+    parts: Iterable[tuple[Estimate, bool, int]],
+    network_ratio: Mapping[str, tuple[float, float]],
+    relative_uncertainty: float,
+) -> Totals:
+    """Sum the layers of a network.
+
+    The interval is calibrated on whole measured networks where the profile has them, as far as
+    layers lie in the fitted range; the intervals of all others are summed, as if they erred
+    together.
+
+    Args:
+        parts: of each layer: its price, whether a model of its own made it, and how often it runs.
+        network_ratio: quantiles of measured over predicted whole networks; empty if none.
+        relative_uncertainty: systematic half-width of the device's joules.
+    """
+    ratio_low, ratio_high = network_ratio.get("energy_j", (0.0, 0.0))
+    ratio_low, calibrated, ratio_high = min(ratio_low, 1.0), ratio_high > 0, max(ratio_high, 1.0)
+    energy_j = time_s = low = high = modelled_j = inside_j = 0.0
+    for estimate, modelled, calls in parts:
+        joules = calls * estimate.energy_j
+        energy_j += joules
+        time_s += calls * estimate.time_s
+        if modelled:
+            modelled_j += joules
+        if estimate.in_domain:
+            inside_j += joules
+        if calibrated and estimate.in_domain:
+            low += ratio_low * joules
+            high += ratio_high * joules
+        else:
+            low += calls * estimate.energy_low_j
+            high += calls * estimate.energy_high_j
+    low, high = widened(low, high, relative_uncertainty)
+    return Totals(
+        energy_j,
+        time_s,
+        low,
+        high,
+        modelled_j / energy_j if energy_j else 1.0,
+        inside_j / energy_j if energy_j else 1.0,
+    )
+
+
+def widened(low: float, high: float, relative_uncertainty: float) -> tuple[float, float]:
+    """An interval of joules with a systematic error of the joules added."""
+    return low * (1 - relative_uncertainty), high * (1 + relative_uncertainty)

@@ -1,0 +1,155 @@
+"""``score(candidates)``: the joules of thousands of networks, as a search over them needs it.
+
+The prices are those of :func:`layer_energy.predict_energy`, one network at a time; what differs is
+the work. Layers that candidates have in common are walked and priced a single time, and the
+regressors run once per layer type over all candidates together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layer_energy.errors import InvalidInput, LayerEnergyError, ProfileError
+from layer_energy.layers.base import count
+from layer_energy.layers.memory import GENERIC
+from layer_energy.model import EnergyModel, Estimate
+from layer_energy.predict import in_dtype, main_dtype, profile_for, source_of
+from layer_energy.report.total import total
+from layer_energy.walk import AMP, Trace, Walked, Walks
+from layer_energy.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    Candidate = nn.Module | Trace | Sequence[Workload]
+
+_COLUMNS = {
+    "model": "object", "device": "object", "quality": "object", "dtype": "object",
+    "batch_size": "Int64", "input": "object", "energy_j": "float64", "energy_low_j": "float64",
+    "energy_high_j": "float64", "time_s": "float64", "macs": "Int64", "parameters": "Int64",
+    "coverage": "float64", "in_domain": "float64", "notes": "object", "error": "object",
+}  # fmt: skip
+
+
+def score(
+    candidates: Iterable[Candidate],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    device: str | Path | EnergyModel | None = None,
+    dtype: str | None = None,
+    errors: str = "raise",
+) -> pd.DataFrame:
+    """Predict the energy of one forward pass of each of many networks, without running them.
+
+    Args:
+        candidates: modules, traces, or lists of workloads. Taken one by one, so that a generator
+            can build thousands of which none is kept.
+        args: inputs of the modules, as in :func:`layer_energy.predict_energy`, the same for all;
+            inferred if there are none.
+        kwargs: likewise.
+        batch_size: likewise.
+        device: as in :func:`layer_energy.predict_energy`.
+        dtype: likewise; no mixed precision.
+        errors: ``"raise"``, or ``"coerce"``: a candidate that cannot be scored gets a row without
+            numbers that says why.
+
+    Returns:
+        A row a candidate, in order: ``model``, ``device``, ``quality`` (of the profile's joules),
+        ``dtype``, ``batch_size``, ``input``, ``energy_j`` with its 90 % interval
+        ``energy_low_j`` to ``energy_high_j``, ``time_s``, ``macs``, ``parameters``; ``coverage``
+        and ``in_domain``, the shares of the joules that come from layer types with a model of
+        their own, and from inside its fitted range; ``notes``: what was assumed; ``error``: why
+        there are no numbers. What a candidate cannot tell is missing, such as the parameters of a
+        trace. ``attrs`` holds the ``source`` of the prices and the profile's ``assumptions``.
+
+    Raises:
+        InvalidInput: for arguments out of their range, and for what is no candidate.
+        WalkError: if a candidate cannot be walked. This and other errors of a candidate start with
+            its number, counted from 0.
+        ProfileError: if the profile is missing, damaged or lacks what was asked.
+    """
+    import pandas as pd
+
+    if errors not in ("raise", "coerce"):
+        raise InvalidInput(f"errors must be 'raise' or 'coerce', got {errors!r}")
+    if dtype in AMP:
+        raise InvalidInput(f"score prices one dtype, not mixed precision, got {dtype!r}")
+    prices = profile_for(device, dtype)
+    walks = Walks(args, kwargs, batch_size)
+    rows: list[dict[str, Any]] = []
+    networks: dict[int, Counter[Workload]] = {}
+
+    def failed(i: int, error: LayerEnergyError) -> None:
+        if errors == "raise":
+            raise type(error)(f"candidate {i}: {error}") from error
+        rows[i]["error"] = str(error)
+
+    for i, candidate in enumerate(_several(candidates)):
+        rows.append({"device": prices.device["slug"], "quality": prices.quality, "error": ""})
+        try:
+            walked = _walked(candidate, walks)
+        except LayerEnergyError as error:
+            failed(i, error)
+            continue
+        networks[i] = Counter()
+        for workload, calls in Counter(walked.workloads).items():
+            networks[i][in_dtype(workload, dtype)] += calls
+        rows[i] |= {
+            "model": walked.model,
+            "dtype": dtype or main_dtype(walked.workloads),
+            "batch_size": walked.batch_size,
+            "input": walked.inputs,
+            "macs": sum(n * count(workload)[0].macs for workload, n in networks[i].items()),
+            "parameters": walked.parameters,
+            "notes": "; ".join(walked.notes),
+        }
+    ratio = prices.totals_of("inference").ratio
+    for i, estimates in _priced(networks, prices, failed):
+        priced = ((w, n, estimates[w]) for w, n in networks[i].items())
+        parts = ((e, w.kind != GENERIC and e.own_law, n) for w, n, e in priced)
+        rows[i] |= asdict(total(parts, ratio, prices.relative_uncertainty))
+    frame = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    frame.attrs = {"source": source_of(prices), "assumptions": list(prices.assumptions)}
+    return frame
+
+
+def _several(candidates: Iterable[Candidate]) -> Iterable[Candidate]:
+    from torch import nn
+
+    if isinstance(candidates, (nn.Module, Trace)) or not isinstance(candidates, Iterable):
+        raise InvalidInput(
+            f"candidates must be several models, got one {type(candidates).__name__}; "
+            "score([model]) scores a single one"
+        )
+    return candidates
+
+
+def _walked(candidate: Candidate, walks: Walks) -> Walked:
+    if isinstance(candidate, Trace):
+        if candidate.mode != "inference":
+            raise InvalidInput("score prices forward passes, not a trace of a training step")
+        return Walked.from_trace(candidate)
+    if isinstance(candidate, (list, tuple)) and all(isinstance(w, Workload) for w in candidate):
+        return Walked("", candidate, "", None, ())
+    return walks.walk(candidate)  # type: ignore[arg-type]  # which says what is no module
+
+
+def _priced(
+    networks: Mapping[int, Counter[Workload]],
+    prices: EnergyModel,
+    failed: Callable[[int, LayerEnergyError], None],
+) -> Iterator[tuple[int, Mapping[Workload, Estimate]]]:
+    try:
+        yield from zip(networks, prices.price_networks(list(networks.values())), strict=True)
+    except ProfileError:  # for the sake of one candidate, or some
+        for i, calls in networks.items():
+            try:
+                yield i, prices.price_networks([calls])[0]
+            except ProfileError as error:
+                failed(i, error)

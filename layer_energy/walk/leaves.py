@@ -1,0 +1,140 @@
+"""Stand-ins for torch's own layers that many models share, told apart by all that they are."""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+from torch import nn
+
+from layer_energy.walk.clone import meta_clone
+
+LONGEST = 8
+"""Layers of an ``nn.Sequential`` that is taken as one; longer ones are seldom met again."""
+
+_NOT_PLAIN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+
+
+@dataclass(slots=True)
+class Leaf:
+    """A layer on the meta device, in place of every layer that is like it.
+
+    Attributes:
+        kind: the same for all stand-ins of like layers.
+        module: the layer.
+        state: dictionaries that hold its attributes, and copies of them, to see whether a forward
+            changed any.
+    """
+
+    kind: object
+    module: nn.Module
+    state: list[tuple[dict[str, Any], dict[str, Any]]]
+
+    @property
+    def intact(self) -> bool:
+        """Whether its attributes are the very objects they were."""
+        try:
+            return all(now == before for now, before in self.state)
+        except RuntimeError:  # another tensor, which has no truth value
+            return False
+
+
+class Leaves:
+    """Makes stand-ins, as many of a kind as the largest model needs.
+
+    A layer has one if its class is one of ``torch.nn`` and it has no hooks, no attributes but plain
+    values, and no children; or if it is a short ``nn.Sequential`` of such layers.
+    """
+
+    def __init__(self, replace_forward: Callable[[Leaf], Callable[..., Any]]) -> None:
+        self._replace_forward = replace_forward
+        self._made: dict[Hashable, list[Leaf]] = {}
+        self._attributes: dict[type, tuple[int, Any, Any] | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def stand_ins(self, model: nn.Module) -> list[tuple[nn.Module, Leaf]]:
+        """Layers of the model and their stand-ins, no two the same."""
+        used: dict[Hashable, int] = {}
+        chosen: list[tuple[nn.Module, Leaf]] = []
+        visited = set()
+        todo = [model]
+        while todo:
+            module = todo.pop()
+            if id(module) in visited:
+                continue
+            visited.add(id(module))
+            key = self._key(module)
+            if key is None:
+                todo += [child for child in module._modules.values() if child is not None]
+                continue
+            n = used.get(key, 0)
+            used[key] = n + 1
+            alike = self._made.setdefault(key, [])
+            if n == len(alike):
+                alike.append(self._make(alike[0].kind if alike else object(), module))
+            chosen.append((module, alike[n]))
+        return chosen
+
+    def forget(self) -> None:
+        """Drop all stand-ins."""
+        self._made.clear()
+
+    def _make(self, kind: object, module: nn.Module) -> Leaf:
+        clone = meta_clone(module).train(False)
+        leaf = Leaf(kind, clone, [])
+        clone.__dict__["forward"] = self._replace_forward(leaf)
+        leaf.state = _state(clone)
+        return leaf
+
+    def _key(self, module: nn.Module) -> Hashable | None:
+        of, state = type(module), module.__dict__
+        if of not in self._attributes:
+            self._attributes[of] = _attributes(module)
+        known = self._attributes[of]
+        if known is None or len(state) != known[0]:
+            return None
+        _, plain, hooks = known
+        try:
+            if any(hooks(state)):
+                return None
+            # bytes that tell 1, 1.0 and True apart; version 2 has no references between objects
+            key = [of, marshal.dumps(plain(state), 2)]
+        except (KeyError, ValueError):  # attributes of its own, or not of a plain type
+            return None
+        for tensors in (state["_parameters"], state["_buffers"]):
+            for name, t in tensors.items():
+                if t is None:
+                    key.append(name)
+                else:
+                    key += (name, type(t), t.shape, t.stride(), t.dtype, t.requires_grad)
+        children = state["_modules"]
+        if children:
+            if of is not nn.Sequential or len(children) > LONGEST:
+                return None
+            for name, child in children.items():
+                inner = self._key(child)
+                if inner is None:
+                    return None
+                key += (name, inner)
+        return tuple(key)
+
+
+def _attributes(module: nn.Module) -> tuple[int, Any, Any] | None:
+    """How many there are, and how to get the plain ones and the hooks."""
+    if not type(module).__module__.startswith("torch.nn.modules."):
+        return None
+    names = module.__dict__.keys() - _NOT_PLAIN
+    hooks = sorted(name for name in names if "_hooks" in name)
+    return len(module.__dict__), itemgetter(*sorted(names - set(hooks))), itemgetter(*hooks)
+
+
+def _state(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    held: list[dict[str, Any]] = []
+    for part in module.modules():
+        held += (part.__dict__, part._parameters, part._buffers, part._modules)
+    return [(live, live.copy()) for live in held]
