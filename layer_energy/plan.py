@@ -164,6 +164,8 @@ def with_gradients(work: Workload, rng: Random) -> Workload:
     gradients: Gradients = rng.choices(("both", "weight", "input"), (0.5, 0.25, 0.25))[0]
     if work.kind == "embedding":
         gradients = "weight"
+    if work.params.get("affine") == 0:
+        gradients = "input"
     if "training" in work.params and rng.random() < 0.9:
         params = Params({**work.params, "training": 1})
         if params["batch"] * params["spatial"] > 1:

@@ -371,6 +371,17 @@ def test_merge_joins_shards(tmp_path: Path) -> None:
     )
 
 
+def test_merge_keeps_what_the_shards_agree_on() -> None:
+    first, second = dataset("1/2", 0), dataset("2/2", 100)
+    first.provenance.update(meter="nvml", finished="2026-01-02", idle_power_w=90.0, allocator="a")
+    second.provenance.update(meter="nvml", finished="2026-01-01", idle_power_w=94.0, allocator="b")
+    merged = merge([first, second]).provenance
+    assert (merged["meter"], merged["finished"], merged["idle_power_w"]) == (
+        "nvml", "2026-01-02", 92.0,
+    )  # fmt: skip
+    assert "allocator" not in merged
+
+
 def test_merge_refuses_a_shard_given_twice() -> None:
     with pytest.raises(DatasetError, match=r"2 rows of shard 1/3 come twice, such as row_id 1;"):
         merge([dataset("1/3", 0), dataset("2/3", 0), dataset("1/3", 1)])

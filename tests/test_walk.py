@@ -1,6 +1,8 @@
 """Walking: what is found, that nothing is touched, and what is said when it fails."""
 
 import copy
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -335,3 +337,12 @@ def test_a_modules_own_way_of_copying_is_used_and_nothing_is_shared():
     assert walk(model, (2, 2)).via == "meta clone"
     assert model.odd.table == {"calls": 0, "kept": [1, 2]}
     assert model.state == {"calls": 0, "nested": {"kept": []}}
+
+
+def test_the_package_walks_like_the_function_it_hides():
+    code = (
+        "import layer_energy.walk, layer_energy, torch; from layer_energy import walk; "
+        "print(len(walk(torch.nn.Linear(2, 3), (1, 2)).calls), walk.walk is not None)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["1", "True"]

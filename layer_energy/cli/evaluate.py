@@ -65,16 +65,23 @@ def evaluate_networks(
             models, batch_sizes, exact, training, dataset, loaded, quiet=as_json
         )
     else:
-        networks = (
-            [n for n in loaded.networks if (n.mode != "inference") == training] if (loaded) else []
-        )
+        held = loaded.networks if loaded else []
+        networks = [n for n in held if (n.mode != "inference") == training]
     if not networks:
         raise InvalidInput(
             f"no networks measured in {mode}: add --measure, or --dataset with such in it"
         )
     model = EnergyModel.load(profile or default_profile())
     if training and not model.trains:
-        raise InvalidInput(f"the profile {model.device['slug']} holds forward passes only")
+        if measure and dataset:
+            out.print(
+                f"{len(networks)} networks measured into {dataset}; the profile "
+                f"{model.device['slug']} holds forward passes only, fit one to compare them with"
+            )
+            return
+        raise InvalidInput(
+            f"the profile {model.device['slug']} holds forward passes only; give another --device"
+        )
     with err.status("predicting"):
         table = evaluate(networks, model, loaded, training=training)
     scores = network_scores(table)
@@ -221,7 +228,7 @@ def evaluate_layers(
             regressors.split(","),
             kinds.split(",") if kinds else None,
             dtype=dtype,
-            gradients=gradients,  # type: ignore[arg-type]  # checked
+            gradients=gradients,
         )
     if as_json:
         print_json(json.loads(table.to_json(orient="records")))
