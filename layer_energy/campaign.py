@@ -202,7 +202,7 @@ def _jobs_of(
             return mine(work) and (not part or _convolution(work) == part)
 
         chosen += sample(kind, round(share * left), rng, GPU_LIMITS, dtype, fits, seen=chosen)
-    for work in chosen:
+    for number, work in enumerate(chosen):
         flags = []
         if _of_the_test_set(work):
             flags.append("test")
@@ -210,7 +210,7 @@ def _jobs_of(
             flags.append("hot")
         elif kind.startswith("conv") and rng.random() < AUTOTUNED_SHARE:
             flags.append("autotuned")
-        yield Job(with_gradients(work, rng) if training else work, tuple(flags))
+        yield Job(with_gradients(number, work, rng) if training else work, tuple(flags))
 
 
 def _convolution(work: Workload) -> str:

@@ -46,7 +46,7 @@ class Limits:
 
 
 CPU_LIMITS = Limits(4e10, 4e9, 0.3, 320 << 20)
-CPU_TRAINING_LIMITS = Limits(4e10, 4e9, 0.15, 160 << 20)
+CPU_TRAINING_LIMITS = Limits(4e10, 4e9, 0.4, 640 << 20)
 GPU_LIMITS = Limits(2e13, 1.5e12, 5e-3, 16 << 30)
 
 
@@ -120,7 +120,7 @@ def default_training_rows() -> dict[str, int]:
     rows = {}
     for kind in kinds():
         if kind != GENERIC and layer_type(kind).differentiable:
-            rows[kind] = 66 if _has_weights(kind) else 30
+            rows[kind] = 100 if _has_weights(kind) else 30
     rows |= {"conv2d": 520, "linear": 280, "batch_norm": 220, "layer_norm": 120, "matmul": 100}
     rows |= {"attention": 100, "relu": 100, "max_pool2d": 100, "add": 80, "mul": 80, "cat": 80}
     return rows | dict.fromkeys(OPTIMIZER_STEPS, 30)
@@ -149,7 +149,7 @@ def make_plan(
         rng = Random(f"{seed}/{kind}")
         if training:
             drawn = sample(kind, rows[kind], rng, CPU_TRAINING_LIMITS, dtype)
-            chosen += dict.fromkeys(with_gradients(work, rng) for work in drawn)
+            chosen += dict.fromkeys(with_gradients(*numbered, rng) for numbered in enumerate(drawn))
         else:
             chosen += sample(kind, rows[kind], rng, CPU_LIMITS, dtype)
     Random(seed).shuffle(chosen)  # sorted by size, thermal drift would look like a size effect
@@ -159,9 +159,12 @@ def make_plan(
     return Plan(tuple(map(Job, chosen)), identity=identity)
 
 
-def with_gradients(work: Workload, rng: Random) -> Workload:
-    """A forward workload → one of a training step, mostly with all its gradients."""
-    gradients: Gradients = rng.choices(("both", "weight", "input"), (0.5, 0.25, 0.25))[0]
+def with_gradients(number: int, work: Workload, rng: Random) -> Workload:
+    """A forward workload, the ``number``-th of its kind → one of a training step.
+
+    Every other one has all its gradients.
+    """
+    gradients: Gradients = ("both", "weight", "both", "input")[number % 4]
     if work.kind == "embedding":
         gradients = "weight"
     if work.params.get("affine") == 0:
@@ -176,8 +179,7 @@ def with_gradients(work: Workload, rng: Random) -> Workload:
 def _has_weights(kind: str) -> bool:
     rng = Random(0)
     drawn = (layer_type(kind).sample(rng) for _ in range(100))
-    p = next(p for p in drawn if p is not None)
-    return bool(count(Workload(kind, Params(p)))[0].bytes_weight)
+    return any(count(Workload(kind, Params(p)))[0].bytes_weight for p in drawn if p is not None)
 
 
 def sample(

@@ -178,8 +178,8 @@ def training_step(
     if not prices.trains:
         raise ProfileError(
             f"the profile {prices.device['slug']} holds forward passes only, so a training step "
-            "cannot be priced; use mode='inference', or collect backward passes with `layer-energy "
-            "collect --mode training`"
+            "cannot be priced; use mode='inference' or another profile, or collect backward passes "
+            "with `layer-energy collect --mode training`"
         )
     foreach = prices.device["kind"] in FOREACH_DEVICES
     return TrainingStep(optimizer or "adamw", loss, accumulation, checkpointing, foreach)

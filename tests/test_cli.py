@@ -158,7 +158,10 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["predict", "alexnet", "--input", "1,4,224,224"], "features.0, operation conv2d"),
         (["predict", "alexnet", "--device", "z80"], "no profile is called"),
         (["predict", "alexnet", "--dtype", "float31"], "float31"),
-        (["predict", "alexnet", "--mode", "training"], "forward passes only"),
+        (
+            ["predict", "alexnet", "--mode", "training", "--device", "nvidia-a100"],
+            "forward passes only",
+        ),
         (["predict", "alexnet", "--fail-above", "12W"], "mJ, J, kJ, Wh"),
         (["predict", "alexnet", "--fail-above", "J"], "as in 12J"),
         (["sweep", "alexnet", "--batch-size", "1,x"], "--batch-size takes values"),

@@ -157,8 +157,8 @@ def test_gradients_are_computed_inside_the_program(gpu, gradients, monkeypatch):
 
 def test_copies_rotate_unless_hot(gpu, monkeypatch):
     built = []
-    original = cuda.execution
-    monkeypatch.setattr(cuda, "execution", lambda *a: (built.append(1), original(*a))[1])
+    original = cuda.passes
+    monkeypatch.setattr(cuda, "passes", lambda *a: (built.append(1), original(*a))[1])
     gpu.load(RELU)
     cold = len(built)
     built.clear()
@@ -243,7 +243,7 @@ def test_an_error_that_stays_means_the_device_is_lost(gpu, monkeypatch):
         gpu._runtime.lost = True
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(cuda, "execution", fails)
+    monkeypatch.setattr(cuda, "passes", fails)
     with pytest.raises(DeviceLost, match="device-side assert"):
         gpu.load(RELU)
 
@@ -252,7 +252,7 @@ def test_an_error_of_one_layer_is_only_its_own(gpu, monkeypatch):
     def fails(*args):
         raise RuntimeError("not implemented for 'Half'")
 
-    monkeypatch.setattr(cuda, "execution", fails)
+    monkeypatch.setattr(cuda, "passes", fails)
     with pytest.raises(MeasureError, match="not implemented for 'Half'"):
         gpu.load(RELU)
 
@@ -261,7 +261,7 @@ def test_short_memory_has_an_error_of_its_own(gpu, monkeypatch):
     def fails(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cuda, "execution", fails)
+    monkeypatch.setattr(cuda, "passes", fails)
     with pytest.raises(OutOfMemory):
         gpu.load(RELU)
 

@@ -32,6 +32,7 @@ class Attention(LayerType):
 
     kind = "attention"
     claims = ("scaled_dot_product_attention",)
+    differentiated_inputs = 3  # a mask with gradients would forbid the fused kernels
     space = {
         "batch": LogInt(1, 64, powers=0.8),
         "heads": LogInt(1, 32),

@@ -151,6 +151,9 @@ class LayerType:
     differentiable = True
     """Whether a backward pass goes through it."""
 
+    differentiated_inputs: int | None = None
+    """How many of its inputs, the first ones, a network wants gradients of; all if ``None``."""
+
     def sample(self, rng: Random) -> dict[str, int] | None:
         """Draw parameters, or ``None`` if this draw makes no valid layer (draw again)."""
         return {name: distribution.draw(rng) for name, distribution in self.space.items()}

@@ -119,8 +119,8 @@ class MatMul(LayerType):
         batch, m, k, n = p["batch"], p["m"], p["k"], p["n"]
         return Cost(
             macs=batch * m * k * n,
-            bytes_in=itemsize * batch * (m * k + k * n),
-            bytes_weight=itemsize * p["bias"] * m * n,
+            bytes_in=itemsize * (batch * (m * k + k * n) + p["bias"] * m * n),
+            bytes_weight=0,
             bytes_out=itemsize * batch * m * n,
             elements=batch * m * n,
         )

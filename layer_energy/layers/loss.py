@@ -60,6 +60,7 @@ class ElementwiseLoss(LayerType):
 
     kind = "mse_loss"
     claims = ("mse_loss", "smooth_l1_loss", "huber_loss")
+    differentiated_inputs = 1
     space = {"elements": ELEMENTS}
 
     def build(self, p: Mapping[str, int]) -> Built:

@@ -166,7 +166,8 @@ class Generic(LayerType):
 
     def describe(self, call: Call) -> dict[str, int]:
         """Bytes of the distinct elements read and written; broadcast dimensions count once."""
-        outputs = call.output if isinstance(call.output, (tuple, list)) else [call.output]
+        written = call.get("self") if call.output is None and call.in_place else call.output
+        outputs = written if isinstance(written, (tuple, list)) else [written]
         return {
             "bytes_in": sum(_stored_bytes(t) for t in call.tensors),
             "bytes_out": sum(_stored_bytes(t) for t in outputs if isinstance(t, torch.Tensor)),

@@ -14,6 +14,7 @@ from layer_energy.workload import Cost
 class Recurrent(LayerType):
     """``layers`` stacked recurrent layers over ``(batch, length, in_features)``."""
 
+    differentiated_inputs = 1  # not of the first states
     space = {
         "batch": LogInt(1, 128, powers=0.8),
         "length": LogInt(1, 256),

@@ -15,7 +15,7 @@ from layer_energy.device import local_gpu
 from layer_energy.errors import DeviceLost, LayerEnergyError, MeasureError, OutOfMemory
 from layer_energy.layers.base import count
 from layer_energy.measure.gpu import Build, Variant, input_text
-from layer_energy.measure.layer import behind_relu, execution, rotation
+from layer_energy.measure.layer import Forward, behind_relu, execute, passes, rotation
 from layer_energy.measure.network import HALF, network
 from layer_energy.workload import Workload
 
@@ -99,17 +99,20 @@ class CudaGpu:
     def _layer(self, workload: Workload, hot: bool, submission_s: float) -> CudaProgram:
         cost, _ = count(workload)
         rectified = behind_relu(workload)
-        first = execution(workload, self._torch_device, rectified)
+        first = passes(workload, self._torch_device, rectified)
+
+        def once() -> None:
+            execute([first], 1)
+
         for _ in range(2):
-            first()
-        host_s, time_s = self._time(first)
+            once()
+        host_s, time_s = self._time(once)
         repeats = _clamped(submission_s / time_s)
         copies = 1 if hot else min(rotation(self.device, cost.bytes), repeats)
         runs = [first]
-        runs += [execution(workload, self._torch_device, rectified) for _ in range(copies - 1)]
+        runs += [passes(workload, self._torch_device, rectified) for _ in range(copies - 1)]
         if workload.gradients != "none":
-            for run in runs[1:]:
-                run()  # the first backward pass makes the gradients that arrive
+            execute(runs[1:], 1)  # the first pass makes the gradients that arrive
         program = self._program(runs, repeats)
         if program.submission_s < MIN_SUBMISSION_S and repeats < MAX_EXECUTIONS:
             # the host was slower than the device: more of them fit
@@ -119,16 +122,15 @@ class CudaGpu:
         program.host_time_s = host_s
         return program
 
-    def _program(self, runs: list[Callable[[], Any]], repeats: int) -> CudaProgram:
+    def _program(self, runs: list[Forward], repeats: int) -> CudaProgram:
         rotating = itertools.cycle(runs)
 
-        def execute() -> None:
-            for _ in range(repeats):
-                next(rotating)()
+        def submit() -> None:
+            execute(itertools.islice(rotating, repeats), lag=len(runs))
 
-        graph = self._captured(execute)
+        graph = self._captured(submit)
         program = (
-            CudaProgram(self, execute, repeats, host_bound=True, flags=("launch_bound",))
+            CudaProgram(self, submit, repeats, host_bound=True, flags=("launch_bound",))
             if graph is None
             else CudaProgram(self, graph.replay, repeats)
         )
@@ -136,13 +138,13 @@ class CudaGpu:
         program.start()
         return program
 
-    def _captured(self, execute: Callable[[], None]) -> Any:
-        """A graph of what ``execute`` launches, ``None`` if that cannot be captured."""
+    def _captured(self, submit: Callable[[], None]) -> Any:
+        """A graph of what ``submit`` launches, ``None`` if that cannot be captured."""
         graph = self._runtime.CUDAGraph()
         try:
             graph.capture_begin(pool=self._pool)
             try:
-                execute()
+                submit()
             except Exception:
                 with suppress(RuntimeError):  # the first error is the one to tell
                     graph.capture_end()

@@ -6,7 +6,7 @@ import functools
 import itertools
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ MAX_COPIES = 64
 CACHE_MULTIPLE = 3
 
 Execution = Callable[[], Any]
+Forward = Callable[[], Execution]
+"""A forward pass that returns its backward pass, which does nothing where none is wanted."""
 
 
 def rotation(device: Device, bytes_per_copy: int) -> int:
@@ -35,7 +37,7 @@ def executions(
 
     With gradients, an execution is a forward pass on one copy and the backward pass on the one
     whose forward pass is longest past: by then, as in a network, what that left behind is no
-    longer in the caches.
+    longer in the caches. For that, the forward passes of the other copies run at once.
 
     Args:
         workload: what to execute.
@@ -44,20 +46,30 @@ def executions(
         rectified: inputs are zero where they would be negative, as behind a ReLU: how many bits
             toggle decides part of a GPU's power.
     """
-    made = [_passes(workload, device, rectified) for _ in range(copies)]
+    made = [passes(workload, device, rectified) for _ in range(copies)]
     if workload.gradients == "none":
         return itertools.cycle(made)
     return _staggered(made)
 
 
-def _staggered(forwards: Sequence[Callable[[], Execution]]) -> Iterator[Execution]:
+def execute(forwards: Iterable[Forward], lag: int) -> None:
+    """Forward and backward passes, these once ``lag`` forward passes are under way."""
     waiting: deque[Execution] = deque()
+    for forward in forwards:
+        waiting.append(forward())
+        if len(waiting) == lag:
+            waiting.popleft()()
+    while waiting:
+        waiting.popleft()()
+
+
+def _staggered(forwards: Sequence[Forward]) -> Iterator[Execution]:
     rotating = itertools.cycle(forwards)
+    waiting = deque(next(rotating)() for _ in forwards[1:])
 
     def run() -> Any:
         waiting.append(next(rotating)())
-        if len(waiting) == len(forwards):
-            waiting.popleft()()
+        return waiting.popleft()()
 
     return itertools.repeat(run)
 
@@ -73,21 +85,16 @@ def tensor_dtype(workload: Workload) -> torch.dtype:
     return dtype
 
 
-def execution(workload: Workload, device: str, rectified: bool) -> Execution:
-    """Build a layer once; with gradients, its backward pass follows the forward pass at once."""
-    run = _passes(workload, device, rectified)
-    return run if workload.gradients == "none" else lambda: run()()
-
-
-def _passes(workload: Workload, device: str, rectified: bool) -> Callable[[], Any]:
-    """A forward pass; with gradients, it returns its backward pass."""
+def passes(workload: Workload, device: str, rectified: bool) -> Forward:
+    """Build a layer once."""
     module, inputs = _materialise(workload, device, rectified)
     if workload.gradients == "none":
         module.requires_grad_(False)
-        return lambda: module(*inputs)
+        return lambda: (module(*inputs), _nothing)[1]
     wanted: list[torch.Tensor] = []
     if workload.gradients in ("input", "both"):
-        wanted += [t for t in tree_leaves(inputs) if _differentiable(t)]
+        first = inputs[: layer_type(workload.kind).differentiated_inputs]
+        wanted += [t for t in tree_leaves(first) if _differentiable(t)]
     module.requires_grad_(workload.gradients in ("weight", "both"))
     wanted += [parameter for parameter in module.parameters() if parameter.requires_grad]
     for tensor in wanted:
@@ -101,6 +108,10 @@ def _passes(workload: Workload, device: str, rectified: bool) -> Callable[[], An
         return lambda: torch.autograd.grad(outputs, wanted, arriving, allow_unused=True)
 
     return forward
+
+
+def _nothing() -> None:
+    pass
 
 
 def _differentiable(value: Any) -> bool:

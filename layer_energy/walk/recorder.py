@@ -15,7 +15,7 @@ from layer_energy.walk.autocast import Autocast
 from layer_energy.walk.quantized import unquantised
 from layer_energy.walk.rules import META, SATURATING, SHAPES, expand_masks
 from layer_energy.walk.scope import Scope
-from layer_energy.walk.tape import Tape
+from layer_energy.walk.tape import Tape, differentiable
 from layer_energy.workload import Gradients, Params, Workload
 
 HOST_ELEMENTS = 1 << 14
@@ -33,6 +33,7 @@ class Seen:
     modelled: bool
     scope: tuple[str, str, int] = ("", "", 0)
     gradients: Gradients = "none"
+    segment: int = 0  # of the model's own checkpoints, 0 outside any
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,13 @@ class Recorder(TorchDispatchMode):
         self.backward: list[Seen] = []
         """With ``training=True``, what a backward pass does besides the operations' own."""
         self.notes: dict[str, None] = {}
+        self.unused: frozenset[str] = frozenset()
+        """Of a training step, the names of trained parameters that got no gradient."""
         self.failed_at: tuple[str, str] | None = None
         self.scope = scope
+        self.tape = Tape()
+        self.differentiating = True
+        self.segment = 0
         self._real = real
         self._training = training
         self._autocast = None if autocast is None else Autocast(autocast)
@@ -130,7 +136,6 @@ class Recorder(TorchDispatchMode):
         self._stand_ins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: dict[int, torch.Tensor] = {}
         self._guessing = False
-        self._tape = Tape()
         self._dispatched = 0
 
     def __torch_dispatch__(
@@ -151,7 +156,7 @@ class Recorder(TorchDispatchMode):
             if self.failed_at is None:
                 self.failed_at = (self.scope.current[0], operation.name)
             raise
-        if not operation.name.startswith("detach"):
+        if self.differentiating and not operation.name.startswith("detach"):
             whole = dispatched == self._dispatched  # else its parts were dispatched and noted
             self._note(operation, tensors, _tensors([out]), whole, self.seen[recorded:])
         return out
@@ -185,17 +190,15 @@ class Recorder(TorchDispatchMode):
         recorded: list[Seen],
     ) -> None:
         """Follow the gradients through an operation."""
-        if whole and any(t.is_floating_point() for t in outputs):
+        if whole and any(map(differentiable, outputs)):
             for seen in recorded:
-                seen.gradients = self._tape.gradients(tensors)
+                seen.gradients = self.tape.gradients(tensors)
             if self._training:
                 self.backward += [
                     Seen(f"{operation.name} backward", work, True, self.scope.current)
-                    for work in self._tape.backward(
-                        operation.name, tensors, outputs, operation.view
-                    )
+                    for work in self.tape.backward(operation.name, tensors, outputs, operation.view)
                 ]
-        self._tape.mark(tensors, outputs)
+        self.tape.mark(tensors, outputs, operation.mutable)
 
     def _run(
         self,
@@ -329,7 +332,9 @@ class Recorder(TorchDispatchMode):
         return NotImplemented
 
     def _append(self, seen: Seen) -> None:
-        self.seen.append(Seen(seen.op, seen.workload, seen.modelled, self.scope.current))
+        self.seen.append(
+            Seen(seen.op, seen.workload, seen.modelled, self.scope.current, segment=self.segment)
+        )
 
     def _is_virtual(self, t: torch.Tensor) -> bool:
         return (

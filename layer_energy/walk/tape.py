@@ -9,6 +9,7 @@ slice is a tensor of zeros with a slice filled in, that of an expansion is a sum
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -19,9 +20,27 @@ from layer_energy.workload import Gradients, Workload
 SLICES = frozenset({"slice", "select", "diagonal", "unfold", "as_strided"})
 PIECES = frozenset({"split", "split_with_sizes", "unbind", "chunk", "tensor_split"})
 
+_ROLE, _USES = "_layer_energy_role", "_layer_energy_uses"
+_NONE = (None, None)
+
+
+def differentiable(t: torch.Tensor) -> bool:
+    """Whether gradients can flow through it."""
+    return t.is_floating_point() or t.is_complex()
+
 
 class Tape:
-    """Follows roles from tensor to tensor; marks are attributes of the tensors themselves."""
+    """Follows roles from tensor to tensor; marks are attributes of the tensors themselves.
+
+    What is written into a part of a tensor marks its storage, for all of its views to see.
+
+    Attributes:
+        used: ``id`` of each trained parameter that an operation used.
+    """
+
+    def __init__(self) -> None:
+        self.used: set[int] = set()
+        self._marks_storages = False
 
     def role(self, t: torch.Tensor) -> str | None:
         """``"weight"``, ``"input"``, or ``None`` where no gradient flows."""
@@ -29,25 +48,30 @@ class Tape:
             return "weight" if t.requires_grad else None
         if t.requires_grad:
             return "input"
-        marked_by, role = getattr(t, "_layer_energy_role", (None, None))
+        marked_by, role = getattr(t, _ROLE, _NONE)
+        if role is None and self._marks_storages and differentiable(t):
+            marked_by, role = getattr(t.untyped_storage(), _ROLE, _NONE)
         return role if marked_by is self else None
 
     def gradients(self, tensors: list[torch.Tensor]) -> Gradients:
         """What an operation on these tensors pays for."""
+        self.used.update(id(t) for t in tensors if isinstance(t, torch.nn.Parameter))
         roles = {self.role(t) for t in tensors}
         if "weight" in roles:
             return "both" if "input" in roles else "weight"
         return "input" if "input" in roles else "none"
 
-    def mark(self, tensors: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-        """Hand the role of an operation's tensors on to what it returned."""
+    def mark(self, tensors: list[torch.Tensor], outputs: list[torch.Tensor], written: bool) -> None:
+        """Hand the role of an operation's tensors on to what it returned, or wrote in place."""
         roles = {self.role(t) for t in tensors}
         if roles <= {None}:
             return
         role = "weight" if roles == {"weight"} else "input"
-        for t in outputs:
-            if t.is_floating_point():
-                t._layer_energy_role = (self, role)  # type: ignore[attr-defined]  # our mark
+        for t in filter(differentiable, outputs):
+            setattr(t, _ROLE, (self, role))
+            if written and t.numel() * t.element_size() < t.untyped_storage().size():
+                setattr(t.untyped_storage(), _ROLE, (self, role))
+                self._marks_storages = True
 
     def backward(
         self, operation: str, tensors: list[torch.Tensor], outputs: list[torch.Tensor], view: bool
@@ -73,13 +97,25 @@ class Tape:
 
     def _used(self, t: torch.Tensor) -> bool:
         """Count a use of a tensor; whether it had been used before."""
-        marked_by, uses = getattr(t, "_layer_energy_uses", (None, 0))
+        marked_by, uses = getattr(t, _USES, (None, 0))
         uses = uses if marked_by is self else 0
         self._use(t, uses + 1)
         return uses > 0
 
     def _use(self, t: torch.Tensor, uses: int) -> None:
-        t._layer_energy_uses = (self, uses)  # type: ignore[attr-defined]  # our mark
+        setattr(t, _USES, (self, uses))
+
+
+@contextlib.contextmanager
+def unmarked(model: torch.nn.Module) -> Iterator[None]:
+    """Take the marks off a model's own tensors in the end, where it is walked itself."""
+    tensors = (*model.parameters(), *model.buffers())
+    try:
+        yield
+    finally:
+        for t in tensors:
+            for mark in (_ROLE, _USES):
+                vars(t).pop(mark, None)
 
 
 def _undone(operation: str, base: torch.Tensor, outputs: list[torch.Tensor]) -> Iterator[Workload]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from layer_energy.errors import InvalidInput, WalkError
 from layer_energy.layers.base import differentiated, workload
 from layer_energy.optimization import TrainingStep
-from layer_energy.walk.recorder import Recorder
+from layer_energy.walk.recorder import Recorder, Seen
 from layer_energy.walk.rules import META
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.trace import LayerCall
@@ -33,7 +33,7 @@ def check_step(step: TrainingStep, model: nn.Module) -> None:
         )
     if isinstance(step.checkpointing, bool):
         return
-    paths = {path for path, _ in model.named_modules()}
+    paths = {path for path, _ in model.named_modules() if path}
     for path in step.checkpointing:
         if path not in paths:
             raise InvalidInput(
@@ -42,32 +42,76 @@ def check_step(step: TrainingStep, model: nn.Module) -> None:
             )
 
 
+def unused(recorder: Recorder, model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that want a gradient and get none: optimizers leave them alone."""
+    wanted = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return frozenset(name for name, p in wanted if id(p) not in recorder.tape.used)
+
+
+def unused_note(names: Collection[str]) -> list[str]:
+    """A sentence about them, if there are any."""
+    if not names:
+        return []
+    first = min(names)
+    return [
+        f"{len(names)} trained parameters got no gradient in this forward, {first} among them: "
+        "they are neither differentiated nor stepped"
+    ]
+
+
 def step_calls(recorder: Recorder, model: nn.Module, step: TrainingStep) -> list[LayerCall]:
     """Every call of the step: forward with backward, views undone, accumulation, optimizer."""
     calls = []
+    recomputed = _recomputed(recorder.seen, step)
     for seen in recorder.seen:
         work = differentiated(seen.workload, seen.gradients)
         call = LayerCall(
             *seen.scope, seen.op, work, work.gradients, seen.modelled, step.accumulation
         )
         calls.append(call)
-        if work.gradients != "none" and _recomputed(call.path, step):
+        if recomputed(seen):
             again = replace(call, op=f"{seen.op} again", workload=seen.workload, gradients="none")
             calls.append(again)
     calls += [
         LayerCall(*seen.scope, seen.op, seen.workload, "none", True, step.accumulation)
         for seen in recorder.backward
     ]
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [
+        p for name, p in model.named_parameters() if p.requires_grad and name not in recorder.unused
+    ]
+    if not trained:
+        raise InvalidInput(
+            f"no parameter of {type(model).__name__} gets a gradient in this forward, so there is "
+            "no step; leave torch.no_grad and detach() out, or ask for mode='inference'"
+        )
     if step.accumulation > 1:
         calls += [_added(p, step.accumulation - 1) for p in trained]
     return calls + _optimizer_calls(trained, step)
 
 
-def _recomputed(path: str, step: TrainingStep) -> bool:
+def _recomputed(every: Sequence[Seen], step: TrainingStep) -> Callable[[Seen], bool]:
+    """Which operations run again for their activations: all of a part that has a gradient."""
+    followed = [seen for seen in every if seen.gradients != "none"]
+    own = {seen.segment for seen in followed} - {0}
     if isinstance(step.checkpointing, bool):
-        return step.checkpointing and path != LOSS
-    return any(path == place or path.startswith(f"{place}.") for place in step.checkpointing)
+        return lambda seen: (
+            seen.segment in own
+            or (
+                step.checkpointing is True
+                and seen.gradients != "none"
+                and seen.scope[0].split(".")[0] != LOSS
+            )
+        )
+    places = [
+        place
+        for place in step.checkpointing
+        if any(_inside(seen.scope[0], place) for seen in followed)
+    ]
+    return lambda seen: seen.segment in own or any(_inside(seen.scope[0], p) for p in places)
+
+
+def _inside(path: str, place: str) -> bool:
+    return path == place or path.startswith(f"{place}.")
 
 
 def _added(parameter: nn.Parameter, times: int) -> LayerCall:

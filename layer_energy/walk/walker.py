@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from layer_energy.errors import InvalidInput, WalkError
 from layer_energy.optimization import TrainingStep
 from layer_energy.walk.autocast import AMP
+from layer_energy.walk.autograd import noticed
 from layer_energy.walk.clone import (
     check_materialised,
     generators_kept,
@@ -29,8 +30,9 @@ from layer_energy.walk.exported import is_program, mark_paths
 from layer_energy.walk.inputs import Inputs, check_batch_size, given, infer, materialised
 from layer_energy.walk.recorder import Recorder
 from layer_energy.walk.scope import Scope
+from layer_energy.walk.tape import unmarked
 from layer_energy.walk.trace import LayerCall, Trace
-from layer_energy.walk.training import LOSS, check_step, step_calls
+from layer_energy.walk.training import LOSS, check_step, step_calls, unused, unused_note
 from layer_energy.walk.wrappers import is_sharded, unwrap
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def walk(
     if step is not None:
         calls = step_calls(recorder, ready.model, step)
         samples *= step.accumulation
-        notes.append(step.sentence)
+        notes += [step.sentence, *unused_note(recorder.unused)]
         return Trace(ready.name, calls, described, samples, via, notes, "training", autocast)
     calls = [
         LayerCall(*seen.scope, seen.op, seen.workload, seen.gradients, seen.modelled)
@@ -186,7 +188,7 @@ def _on_meta_clone(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
 
 
 def _in_place(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
-    with restored(model):
+    with restored(model), unmarked(model):
         return _on_meta(model, inputs, how)
 
 
@@ -210,6 +212,7 @@ def _for_real(model: nn.Module, inputs: Inputs, how: _How) -> Recorder:
         with restored(model):
             _set_mode(model, how.training)
             with (
+                unmarked(model),
                 Scope(model) as scope,
                 torch.inference_mode(),
                 how.recorder(scope, real=True) as recorder,
@@ -223,10 +226,14 @@ def _forward(
     model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, step: TrainingStep | None
 ) -> Recorder:
     try:
-        outputs = model(*args, **kwargs)
-        if step is not None:
-            with recorder.scope.inside(LOSS, "loss"):
-                step.loss_of(outputs)
+        if step is None:
+            model(*args, **kwargs)
+        else:
+            with noticed(recorder):
+                outputs = model(*args, **kwargs)
+                with recorder.scope.inside(LOSS, "loss"):
+                    step.loss_of(outputs)
+            recorder.unused = unused(recorder, model)
     except Exception as error:
         path, op = recorder.failed_at or (recorder.scope.last[0], "")
         where = f"module {path or '(the model)'}" + (f", operation {op}" if op else "")
