@@ -86,7 +86,7 @@ def evaluate_networks(
         table = evaluate(networks, model, loaded, training=training)
     scores = network_scores(table)
     ratios = table["measured_energy_j"] / table["layer_energy_energy_j"]
-    coverage = held_out_coverage(ratios, table["model"])
+    coverage = held_out_coverage(ratios, table["model"], table["input"])
     if as_json:
         print_json(
             {
