@@ -20,6 +20,7 @@ from layer_energy.measure import CpuBench
 from layer_energy.measure.layer import _staggered
 from layer_energy.measure.network import network
 from layer_energy.model import PASSES
+from layer_energy.networks import measure_networks
 from layer_energy.optimization import MODES, TrainingStep, default_loss, freeze_backbone
 from layer_energy.walk import walk
 from layer_energy.walk.training import ACCUMULATION, LOSS, OPTIMIZER
@@ -57,6 +58,13 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.head(self.embedding(x))
+
+
+class NormalisedVector(nn.Sequential):
+    """Batch normalisation of one value per channel and image."""
+
+    def __init__(self):
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten())
 
 
 MODELS = [
@@ -429,6 +437,19 @@ class TestMeasuring:
         network(model, [(torch.randn(5, 8),)], mode)()
         moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
         assert moved == ([False, False, True, True] if mode == "head-training" else [True] * 4)
+
+    def test_networks_that_cannot_be_measured_are_told_and_left_out(self):
+        names = [f"{__name__}:no_such_network", f"{__name__}:NormalisedVector"]
+        failed = []
+        measured = measure_networks(
+            names, [1, 2], DEVICE, _Meter(), lambda job, error: failed.append((job, str(error))),
+            modes=["training"],
+        )  # fmt: skip
+        assert [(n.model, n.batch_size) for n in measured] == [(names[1], 2)]
+        assert [(job.model, job.batch_size) for job, _ in failed] == [
+            (names[0], 1), (names[0], 2), (names[1], 1),
+        ]  # fmt: skip
+        assert "Expected more than 1 value per channel" in failed[2][1]
 
     def test_a_mode_that_is_none(self):
         with pytest.raises(MeasureError, match="inference, training"):
