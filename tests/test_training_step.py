@@ -289,6 +289,19 @@ def test_a_step_that_trains_nothing_is_refused(trained_profile):
     model = nn.Linear(3, 3).requires_grad_(False)
     with pytest.raises(InvalidInput, match="requires_grad is False on all"):
         predict_energy(model, device=trained_profile, mode="training")
+    with pytest.raises(InvalidInput, match="ReLU has no parameters, so there is nothing to train"):
+        predict_energy(nn.ReLU(), (2, 3), device=trained_profile, mode="training")
+
+
+def test_an_optimizer_of_other_parameters_is_refused_before_it_steps():
+    model = nn.Linear(3, 3)
+    mine = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 3)).sum().backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(InvalidInput, match="builds a new one of the parameters it is given"):
+        walk(model, step=TrainingStep(lambda parameters: mine))
+    assert all(map(torch.equal, before, model.parameters()))
+    assert not mine.state
 
 
 def test_options_of_a_step_need_its_mode(trained_profile):
