@@ -3,7 +3,9 @@
 import functools
 import itertools
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -11,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from layer_energy import EnergyModel, predict_energy
+from layer_energy import EnergyModel, plot_sweep, predict_energy, sweep
 from layer_energy.dataset import Dataset
 from layer_energy.errors import InvalidInput, MeasureError, ProfileError, WalkError
 from layer_energy.evaluate import evaluate_networks, fit_profile
@@ -274,7 +276,8 @@ def test_losses_of_outputs():
         ({"loss": 0.5}, "callable"),
         ({"accumulation": 0}, "at least 1"),
         ({"accumulation": True}, "at least 1"),
-        ({"checkpointing": "features"}, "list of module paths"),
+        ({"checkpointing": "features"}, "list of module paths, got 'features'"),
+        ({"checkpointing": None}, "list of module paths, got None"),
         ({"checkpointing": ["blocks"]}, "its modules are 0"),
     ],
 )
@@ -291,6 +294,29 @@ def test_a_step_that_trains_nothing_is_refused(trained_profile):
         predict_energy(model, device=trained_profile, mode="training")
     with pytest.raises(InvalidInput, match="ReLU has no parameters, so there is nothing to train"):
         predict_energy(nn.ReLU(), (2, 3), device=trained_profile, mode="training")
+
+
+@pytest.mark.parametrize(
+    ("loss", "made"),
+    [
+        (lambda outputs: outputs, r"torch\.float32 of shape \(2, 3\)"),
+        (lambda outputs: outputs.argmax(), r"torch\.int64 of shape \(\)"),
+        (lambda outputs: 0.5, "float"),
+    ],
+)
+def test_a_loss_is_one_number(loss, made):
+    with pytest.raises(InvalidInput, match=f"a loss is one floating number.*got {made}; reduce it"):
+        TrainingStep(loss=loss).loss_of(torch.zeros(2, 3))
+    with pytest.raises(WalkError, match=r"module \(loss\).*a loss is one floating number"):
+        walk(nn.Linear(3, 3), (2, 3), step=TrainingStep(loss=loss))
+
+
+def test_whole_numbers_of_numpy():
+    step = TrainingStep(accumulation=np.int64(5))
+    assert (type(step.accumulation), step) == (int, TrainingStep(accumulation=5))
+    for wrong in (np.int64(0), np.float64(2)):
+        with pytest.raises(InvalidInput, match="at least 1"):
+            TrainingStep(accumulation=wrong)
 
 
 def test_an_optimizer_of_other_parameters_is_refused_before_it_steps():
@@ -366,6 +392,42 @@ def test_accumulation_multiplies_every_part_of_the_report(trained_profile):
         assert of(three, path).macs == 3 * of(once, path).macs
     assert of(three, OPTIMIZER).energy_j == of(once, OPTIMIZER).energy_j
     assert three.batch_size == 192
+
+
+def test_an_optimizer_walked_as_on_another_device_is_said(trained_dataset, trained_profile):
+    gpu = EnergyModel.fit(replace(trained_dataset, device=replace(DEVICE, kind="cuda")), "physical")
+    model = nn.Linear(64, 10)
+
+    def said(report):
+        return [note for note in report.assumptions if "priced as it was walked" in note]
+
+    for device in (gpu, trained_profile):
+        assert not said(predict_energy(model, device=device, mode="training"))
+    for foreach in (False, True):
+        trace = walk(model, step=TrainingStep(foreach=foreach))
+        notes = [
+            said(predict_energy(trace, device=device, mode="training"))
+            for device in (trained_profile, gpu)
+        ]
+        assert [len(found) for found in notes] == [foreach, not foreach]
+        assert f"foreach={not foreach}" in notes[not foreach][0]
+    own = functools.partial(torch.optim.RMSprop, lr=0.1)
+    (note,) = said(predict_energy(model, device=gpu, mode="training", optimizer=own))
+    assert "walked, tensor by tensor; on a device of kind cuda" in note
+
+
+def test_what_is_shown_of_a_step_says_so(trained_profile, tmp_path):
+    pytest.importorskip("plotly")
+    pytest.importorskip("matplotlib").use("Agg")
+    report = predict_energy(nn.Linear(64, 10), device=trained_profile, mode="training")
+    assert "for one training step<" in report.to_html(tmp_path / "r.html").read_text("utf-8")
+    assert report.plot().get_xlabel() == "predicted J per training step, 90 % interval"
+    frame = sweep(
+        nn.Linear(64, 10), batch_size=[4, 8], device=[trained_profile], mode="training",
+        accumulation=3,
+    )  # fmt: skip
+    assert list(frame["energy_per_sample_j"] * [12, 24]) == pytest.approx(list(frame["energy_j"]))
+    assert plot_sweep(frame).get_ylabel() == "predicted J per training step, 90 % interval"
 
 
 def test_gradients_that_were_not_measured_are_priced_by_a_rule_and_flagged(trained_dataset):
