@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from layer_energy.report import EnergyReport
     from layer_energy.report.difference import diff
     from layer_energy.scoring import score
-    from layer_energy.training.forecast import TrainingForecast, predict_training
+    from layer_energy.training.forecast import TrainingForecast
+    from layer_energy.training.predict import predict_training
     from layer_energy.verification import Verification, verify
     from layer_energy.walk import Trace, walk
     from layer_energy.whatif import largest_within, plot_sweep, sweep
@@ -43,7 +44,7 @@ _HOMES = {
     "largest_within": "whatif",
     "plot_sweep": "whatif",
     "predict_energy": "predict",
-    "predict_training": "training.forecast",
+    "predict_training": "training.predict",
     "profiles": "model",
     "score": "scoring",
     "sweep": "whatif",

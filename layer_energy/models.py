@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from layer_energy.errors import InvalidInput, WalkError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from layer_energy.optimization import TrainingStep
     from layer_energy.walk import Trace
+
+T = TypeVar("T")
 
 _SLOW_INITIALISATION = ("googlenet", "inception_v3")
 """Draw truncated normals through scipy, which takes long, and warn about it."""
@@ -91,13 +93,10 @@ def walk_model(
         InvalidInput: if the name leads nowhere, or the input cannot be understood.
         WalkError: if the model cannot be walked.
     """
-    from layer_energy.optimization import freeze_backbone
     from layer_energy.walk import walk
     from layer_energy.walk.inputs import check_batch_size
 
     check_batch_size(batch_size)
-    prepare = freeze_backbone if frozen_backbone else _as_it_is
-    model = prepare(build_model(name))
     assumed = ["all layers but the last are frozen"] if frozen_backbone else []
     if not args and not kwargs and (size := default_input(name)):
         args, batch_size = ((1 if batch_size is None else batch_size, *size),), None
@@ -109,19 +108,38 @@ def walk_model(
             model, *args, kwargs=kwargs, batch_size=batch_size, step=step, autocast=autocast
         )
 
-    try:
-        trace = walked(model)
-    except WalkError:
-        if not any(parameter.is_meta for parameter in model.parameters()):
-            raise
-        # a forward that computes with values needs weights
-        trace = walked(prepare(build_model(name, real=True)))
+    trace = on_model(name, walked, frozen_backbone)
     trace.notes[:0] = assumed
     return trace
 
 
-def _as_it_is(model: nn.Module) -> nn.Module:
-    return model
+def on_model(name: str, use: Callable[[nn.Module], T], frozen_backbone: bool = False) -> T:
+    """Build a model by name and use it, with real weights if it cannot be walked without.
+
+    Args:
+        name: see :func:`build_model`.
+        use: what to do with the model; called a second time where the first raises a ``WalkError``
+            and the model had no weights.
+        frozen_backbone: only the last layer is trained.
+
+    Raises:
+        InvalidInput: if the name leads nowhere.
+        WalkError: if ``use`` raises one with weights, too.
+    """
+    from layer_energy.optimization import freeze_backbone
+
+    def built(real: bool) -> nn.Module:
+        model = build_model(name, real)
+        return freeze_backbone(model) if frozen_backbone else model
+
+    model = built(real=False)
+    try:
+        return use(model)
+    except WalkError:
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            raise
+        # a forward that computes with values needs weights
+        return use(built(real=True))
 
 
 def classifiers() -> list[str]:

@@ -117,6 +117,7 @@ def measure_networks(
     batches: Sequence[int],
     device: Device,
     meter: Meter,
+    on_failure: Callable[[NetworkJob, MeasureError], None],
     exact_layers: bool = False,
     on_network: Callable[[NetworkMeasurement], None] = lambda network: None,
     modes: Sequence[str] = ("inference",),
@@ -128,13 +129,11 @@ def measure_networks(
         batches: batch sizes.
         device: the CPU.
         meter: the source of joules.
+        on_failure: called with each network that cannot be built or run; the others follow.
         exact_layers: also measure each distinct layer exactly: the sum is the additivity floor of
             any layer-wise method.
         on_network: called after each.
         modes: some of :data:`layer_energy.optimization.MODES`.
-
-    Raises:
-        MeasureError: if one cannot be built or run.
     """
     bench = CpuBench(device, meter, LAYER_PROTOCOL)
     measured = []
@@ -142,7 +141,11 @@ def measure_networks(
         known: dict[Workload, tuple[float, float]] = {}
         for batch_size, mode in itertools.product(batches, modes):
             job = NetworkJob(name, "", batch_size, mode=mode)
-            network = measure_network(job, bench)
+            try:
+                network = measure_network(job, bench)
+            except MeasureError as error:
+                on_failure(job, error)
+                continue
             if exact_layers:
                 network = _with_exact_layers(network, job, bench, known)
             on_network(network)

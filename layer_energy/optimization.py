@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class TrainingStep:
         foreach: an optimizer given by name works on lists of tensors, as torch's do on a GPU.
 
     Raises:
-        InvalidInput: for an optimizer that has no such name, or less than one micro-batch.
+        InvalidInput: for an optimizer that has no such name, less than one micro-batch, and what is
+            no loss and no module paths.
     """
 
     optimizer: str | MakeOptimizer = "adamw"
@@ -73,15 +75,16 @@ class TrainingStep:
                 "loss must be a callable: what the model returns -> a number, got "
                 f"{type(self.loss).__name__}"
             )
-        whole = isinstance(self.accumulation, int) and not isinstance(self.accumulation, bool)
+        whole = isinstance(self.accumulation, Integral) and not isinstance(self.accumulation, bool)
         if not whole or self.accumulation < 1:
             raise InvalidInput(
                 f"accumulation is a number of micro-batches, at least 1, got {self.accumulation!r}"
             )
-        if isinstance(self.checkpointing, str):
+        object.__setattr__(self, "accumulation", int(self.accumulation))  # NumPy's, too
+        paths = self.checkpointing
+        if isinstance(paths, str) or not isinstance(paths, (bool, Collection)):
             raise InvalidInput(
-                "checkpointing must be True, False or a list of module paths, got the string "
-                f"{self.checkpointing!r}"
+                f"checkpointing must be True, False or a list of module paths, got {paths!r}"
             )
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -97,8 +100,21 @@ class TrainingStep:
         return optimizer
 
     def loss_of(self, outputs: Any) -> torch.Tensor:
-        """The number to differentiate."""
-        return (self.loss or default_loss)(outputs)
+        """The number to differentiate.
+
+        Raises:
+            InvalidInput: if the loss given makes anything else.
+            WalkError: if none was given and there is nothing to make one of.
+        """
+        loss = (self.loss or default_loss)(outputs)
+        tensor = isinstance(loss, torch.Tensor)
+        if not tensor or loss.numel() != 1 or not loss.is_floating_point():
+            made = f"{loss.dtype} of shape {tuple(loss.shape)}" if tensor else type(loss).__name__
+            raise InvalidInput(
+                "a loss is one floating number, a tensor with one element that gradients can be "
+                f"computed of, got {made}; reduce it, as with .mean()"
+            )
+        return loss
 
     @property
     def sentence(self) -> str:

@@ -13,6 +13,7 @@ from layer_energy.model import MODE_NAMES, EnergyModel, load_profile
 from layer_energy.optimization import FOREACH_DEVICES, TrainingStep
 from layer_energy.report.report import EnergyReport, LayerEstimate
 from layer_energy.walk import AMP, Trace, walk
+from layer_energy.walk.training import OPTIMIZER
 from layer_energy.workload import ITEMSIZE_BYTES, Workload
 
 if TYPE_CHECKING:
@@ -113,11 +114,11 @@ def predict_energy(
         trace = model
     if autocast is None:
         calls = [replace(call, workload=in_dtype(call.workload, dtype)) for call in trace.calls]
-    else:
-        calls = trace.calls
-    estimates = prices.price([call.workload for call in calls for _ in range(call.times)])
+        trace = replace(trace, calls=calls)
+    (estimates,) = prices.price_networks([trace.workloads()])
     layers = [
-        LayerEstimate(call, call.cost, estimates[call.workload] * call.times) for call in calls
+        LayerEstimate(call, call.cost, estimates[call.workload] * call.times)
+        for call in trace.calls
     ]
     foreign = [layer.call for layer in layers if not layer.modelled]
     if strict and foreign:
@@ -126,8 +127,8 @@ def predict_energy(
             f"no layer type of this profile prices {', '.join(places[:10])}; drop strict to price "
             "them by the bytes they move, or register and measure a layer type for them"
         )
-    assumptions = [*trace.notes, *prices.assumptions]
-    unmeasured = {call.workload.dtype for call in calls} - set(prices.dtypes)
+    assumptions = [*trace.notes, *_as_on_another_device(trace, prices), *prices.assumptions]
+    unmeasured = {call.workload.dtype for call in trace.calls} - set(prices.dtypes)
     if unmeasured & set(_QUANTISED):
         assumptions.insert(0, "quantised operations were not measured: priced as in float32")
     return EnergyReport(
@@ -136,7 +137,7 @@ def predict_energy(
         device_name=f"{prices.device['name']}, {prices.device['threads']} threads"
         if prices.device["kind"] == "cpu"
         else prices.device["name"],
-        dtype=dtype or main_dtype(call.workload for call in calls),
+        dtype=dtype or main_dtype(call.workload for call in trace.calls),
         mode=mode,
         batch_size=trace.batch_size,
         input=trace.inputs,
@@ -185,8 +186,22 @@ def training_step(
     return TrainingStep(optimizer or "adamw", loss, accumulation, checkpointing, foreach)
 
 
+def _as_on_another_device(trace: Trace, prices: EnergyModel) -> list[str]:
+    """A note where the optimizer was walked as it seldom runs on the kind of device priced."""
+    steps = [call.op for call in trace.calls if call.path == OPTIMIZER]
+    lists = any(op.startswith(("_foreach", "_fused")) for op in steps)
+    kind = prices.device["kind"]
+    if not steps or lists == (kind in FOREACH_DEVICES):
+        return []
+    ways = ["tensor by tensor", "on lists of tensors"]
+    return [
+        f"the optimizer is priced as it was walked, {ways[lists]}; on a device of kind {kind} "
+        f"torch's own work {ways[not lists]}: TrainingStep(..., foreach={not lists})"
+    ]
+
+
 def profile_for(device: str | Path | EnergyModel | None, dtype: str | None) -> EnergyModel:
-    """The profile that a caller names, once it is known to hold the dtype.
+    """The profile that a caller names, once it is known to hold the dtype, or both of a mixture.
 
     Raises:
         InvalidInput: if the dtype is no floating one.
@@ -199,10 +214,14 @@ def profile_for(device: str | Path | EnergyModel | None, dtype: str | None) -> E
             f"dtype must be the name of a floating dtype, one of {names}; got {dtype!r}{known}"
         )
     prices = device if isinstance(device, EnergyModel) else load_profile(device)
-    if dtype is not None and AMP.get(dtype, dtype) not in prices.dtypes:
+    if dtype is None:
+        return prices
+    needed = {AMP[dtype], "float32"} if dtype in AMP else {dtype}
+    if missing := sorted(needed - set(prices.dtypes)):
+        why = f", which {dtype} runs in too" if dtype in AMP else ""
         raise ProfileError(
             f"the profile {prices.device['slug']} was measured in {', '.join(prices.dtypes)}, not "
-            f"in {dtype}; choose one of those or another profile"
+            f"in {', '.join(missing)}{why}; choose one of those or another profile"
         )
     return prices
 

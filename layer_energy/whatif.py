@@ -12,6 +12,7 @@ from layer_energy.errors import InvalidInput, LayerEnergyError, WalkError
 from layer_energy.model import EnergyModel
 from layer_energy.predict import predict_energy
 from layer_energy.report import EnergyReport
+from layer_energy.report.text import RUNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +113,7 @@ def largest_within(
 
     Args:
         model: any ``nn.Module``.
-        budget_j: joules of one forward pass.
+        budget_j: joules of one forward pass, or of one training step with ``mode="training"``.
         args: positional inputs of the forward; inferred if there are none.
         kwargs: keyword inputs.
         varied: what to enlarge.
@@ -160,7 +161,7 @@ def plot_sweep(frame: pd.DataFrame, x: str | None = None, ax: Axes | None = None
             alpha=0.15, linewidth=0,
         )  # fmt: skip
     ax.set_xlabel(x.replace("_", " "))
-    ax.set_ylabel("predicted J per forward pass, 90 % interval")
+    ax.set_ylabel(f"predicted J per {RUNS[good['mode'].iloc[0]]}, 90 % interval")
     sources = good[["device", "quality"]].drop_duplicates()
     ax.set_title(
         f"{good['model'].iloc[0]}, predicted for "
@@ -188,7 +189,7 @@ def _row(report: EnergyReport, point: Mapping[str, Any]) -> dict[str, Any]:
         "image_size": point["image_size"] or 0,
         "energy_low_j": low,
         "energy_high_j": high,
-        "energy_per_sample_j": report.energy_j / (point["batch_size"] or report.batch_size),
+        "energy_per_sample_j": report.energy_j / report.batch_size,
         "error": "",
     }
 

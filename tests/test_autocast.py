@@ -114,6 +114,9 @@ def test_predictions_say_so_and_need_both_dtypes():
     assert any("mixed precision" in note for note in report.assumptions)
     with pytest.raises(ProfileError, match="measured in float32"):
         predict_energy(nn.Linear(64, 64), (8, 64), device=single, dtype="bf16-amp")
+    half_alone = EnergyModel.fit(Dataset(half, DEVICE, rows.provenance), "physical")
+    with pytest.raises(ProfileError, match="not in float32, which bf16-amp runs in too; choose"):
+        predict_energy(nn.Linear(64, 64), (8, 64), device=half_alone, dtype="bf16-amp")
     with pytest.raises(InvalidInput, match="autocast=None"):
         predict_energy(walk(nn.Linear(64, 64)), device=both, dtype="bf16-amp")
     with pytest.raises(InvalidInput, match="autocast must be one of"):

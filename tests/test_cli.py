@@ -8,6 +8,8 @@ import sys
 import time
 
 import pytest
+from torch import nn
+from torch.nn.functional import batch_norm
 
 from layer_energy import cli
 from layer_energy.cli import base
@@ -252,6 +254,34 @@ def test_networks_are_measured_and_shown_as_what_they_are(run, dataset_folder):
     code, out, err = run(*args, "--dataset", dataset_folder)
     assert code == 2
     assert "do not belong in it" in " ".join(err.split())
+
+
+class NormalisedVector(nn.Module):
+    """Takes the statistics of its batch, which one image has none of."""
+
+    def forward(self, x):
+        return batch_norm(x.mean((2, 3)), None, None, training=True)
+
+
+def test_networks_that_cannot_be_measured_are_told_and_the_others_go_on(run):
+    args = (
+        "evaluate",
+        "networks",
+        "--measure",
+        "--models",
+        f"{__name__}:NormalisedVector",
+        "--json",
+    )
+    code, out, err = run(*args, "--batch-sizes", "1,2")
+    assert code == 0
+    found = json.loads(out)
+    assert [row["batch_size"] for row in found["networks"]] == [2]
+    (failure,) = found["not_measured"]
+    assert "inference, batch 1: " in failure
+    assert "Expected more than 1 value per channel" in " ".join(err.split())
+    code, out, err = run(*args, "--batch-sizes", "1")
+    assert (code, out) == (2, "")
+    assert "none of the networks could be measured" in " ".join(err.split())
 
 
 def test_every_table_of_joules_says_where_they_come_from(run, dataset_folder, tmp_path):

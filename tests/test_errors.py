@@ -107,6 +107,14 @@ def test_wrong_options(options, error, messages):
             predict_energy(Small(), **{"device": "amd-epyc-2t", **options})
 
 
+def test_batch_normalisation_of_one_value():
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    with pytest.raises(WalkError, match=r"give batch_size=2 or more, or set .* to eval\(\)"):
+        walk.walk(model, IMAGE, training=True)
+    model.train()[1].eval()
+    assert walk.walk(model, IMAGE, training=True).calls
+
+
 def test_a_trace_takes_no_inputs():
     trace = walk.walk(Small(), IMAGE)
     assert predict_energy(trace).energy_j == predict_energy(Small(), IMAGE).energy_j

@@ -141,11 +141,14 @@ def test_held_out_coverage_leaves_out_what_it_says():
     # one architecture of four is unlike the others: its rows are covered by each other alone, all
     # but the farthest
     ratios = [1.0, 1.01, 0.99] * 3 + [2.0, 2.01, 1.99]
-    held = held_out_coverage(ratios, ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["d"] * 3)
+    held = held_out_coverage(ratios, [n for n in "abcd" for _ in range(3)], ["1", "2", "3"] * 4)
     assert held["held_out"] == pytest.approx(11 / 12)
     assert held["architecture_held_out"] == pytest.approx(0.75)
-    assert set(held_out_coverage([1.0, 1.1], ["a", "a"])) == {"held_out"}
-    assert held_out_coverage([1.0], ["a"]) == {}
+    assert set(held_out_coverage([1.0, 1.1], ["a", "a"], ["1", "2"])) == {"held_out"}
+    assert held_out_coverage([1.0], ["a"], ["1"]) == {}
+    # in two modes each: one mode of the unlike network must not vouch for the other
+    ratios, names = [1.0, 1.01] * 3 + [2.0, 2.01], [n for n in "abcd" for _ in range(2)]
+    assert held_out_coverage(ratios, names, ["1"] * 8)["held_out"] == pytest.approx(0.75)
 
 
 def test_folds_leave_out_blocks_decades_and_rare_strata():

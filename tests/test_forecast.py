@@ -2,8 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 from typer.testing import CliRunner
 
@@ -12,8 +15,10 @@ from layer_energy.cli import app
 from layer_energy.dataset import Dataset
 from layer_energy.errors import InvalidInput, ProfileError
 from layer_energy.model import PASSES
+from layer_energy.models import build_model
 from layer_energy.optimization import freeze_backbone
 from layer_energy.walk import walk
+from layer_energy.walk.training import ACCUMULATION, OPTIMIZER
 from tests.synthetic import DEVICE, make_dataset, training_time_s
 
 KINDS = ("conv2d", "batch_norm", "relu", "max_pool2d", "linear", "adaptive_avg_pool2d", "copy",
@@ -22,13 +27,18 @@ RUN = {"images": 1000, "epochs": 10, "batch_size": 50, "validation_images": 200}
 
 
 @pytest.fixture(scope="module")
-def profile():
+def rows():
     forward = make_dataset(dict.fromkeys(KINDS, 40), truth=training_time_s)
     rows = {kind: 120 for kind in KINDS if kind != "fill"}
     backward = make_dataset(rows, truth=training_time_s, training=True)
     facts = {**forward.provenance, "idle_power_w": 2.0, "max_power_w": 12.0}
     measurements = [*forward.measurements, *backward.measurements]
-    return EnergyModel.fit(Dataset(measurements, DEVICE, facts), "physical")
+    return Dataset(measurements, DEVICE, facts)
+
+
+@pytest.fixture(scope="module")
+def profile(rows):
+    return EnergyModel.fit(rows, "physical")
 
 
 def model():
@@ -60,10 +70,31 @@ def test_epochs_and_images_are_proportional(profile, forecast):
     )
     assert twice.energy_j == pytest.approx(2 * forecast.energy_j)
     assert twice.carbon_g == pytest.approx(2 * forecast.carbon_g)
+
+
+def sums(step):
+    """Joules of a step's passes, and of what is done once in it."""
+    once = sum(x.estimate.energy_j for x in step.layers if x.call.path in (OPTIMIZER, ACCUMULATION))
+    return step.energy_j - once, once
+
+
+@pytest.mark.parametrize(
+    ("images", "accumulation", "steps"), [(1025, 1, 21), (1025, 4, 6), (20, 1, 1), (20, 2, 1)]
+)
+def test_the_last_step_is_a_whole_one_of_fewer_images(profile, images, accumulation, steps):
+    run = {**RUN, "images": images, "validation_images": 0}
     odd = predict_training(
-        model(), input=(3, 8, 8), device=profile, optimizer="sgd", **{**RUN, "images": 1025}
+        model(), input=(3, 8, 8), device=profile, accumulation=accumulation, **run
     )
-    assert odd.steps == 20.5
+    passes_j, once_j = sums(odd.step)
+    assert once_j > 0
+    assert odd.steps == steps
+    full = images / (50 * accumulation)
+    assert odd.epoch_energy_j == pytest.approx(full * passes_j + steps * once_j)
+    whole = predict_energy(
+        model(), (50, 3, 8, 8), device=profile, mode="training", accumulation=accumulation
+    )
+    assert passes_j + once_j == pytest.approx(whole.energy_j)
 
 
 def test_a_slow_loader_costs_time_and_idle_power(profile, forecast):
@@ -100,6 +131,73 @@ def test_baselines(profile, forecast):
     assert forecast.baselines_j["in proportion to FLOPs"] == pytest.approx(
         10 * macs / of_reference * reference.energy_j
     )
+
+
+def test_the_reference_network_is_priced_in_the_dtype_of_the_run(rows):
+    half = [
+        replace(m, workload=replace(m.workload, dtype="bfloat16"), energy_j=m.energy_j / 3)
+        for m in rows.measurements
+    ]
+    both = EnergyModel.fit(
+        Dataset([*rows.measurements, *half], DEVICE, rows.provenance), "physical"
+    )
+    shares, references = [], []
+    for dtype in ("float32", "bfloat16"):
+        run = predict_training(model(), input=(3, 8, 8), device=both, dtype=dtype, **RUN)
+        shares.append(run.baselines_j["in proportion to FLOPs"])
+        references.append(
+            predict_energy(
+                build_model("resnet18"), (8, 3, 224, 224), device=both, dtype=dtype,
+                mode="training", optimizer="sgd",
+            ).energy_j
+        )  # fmt: skip
+    assert references[1] < 0.5 * references[0]
+    assert shares[1] / shares[0] == pytest.approx(references[1] / references[0])
+
+
+class Tokens(nn.Module):
+    """A language model of one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(100, 16), nn.Linear(16, 100)
+
+    def forward(self, ids, scores=None, flat=False):
+        x = self.embedding(ids)
+        return self.head((x if scores is None else x * scores).flatten(0, int(flat)))
+
+
+def test_inputs_are_those_of_one_sample(profile):
+    def forecast_of(**inputs):
+        return predict_training(Tokens(), device=profile, **RUN, **inputs)
+
+    ids = torch.zeros(50, 12, dtype=torch.int64)
+    step = predict_energy(Tokens(), ids, device=profile, mode="training")
+    for inputs in (
+        {"input": "12:int64"},
+        {"input": ids[0]},
+        {"kwargs": {"ids": "12:int64"}},
+        {"input": "12:int64", "kwargs": {"flat": False}},
+    ):
+        found = forecast_of(**inputs)
+        assert found.step.input == found.validation.input == "50x12"
+        assert found.step.energy_j == step.energy_j
+        assert found.steps == 20
+    weighed = forecast_of(input="12:int64", kwargs={"scores": (12, 1)})
+    assert weighed.step.input == "50x12, 50x12x1"
+    assert forecast_of().step.batch_size == 50  # inferred
+    listed = predict_training(model(), input=[3, 8, 8], device=profile, **RUN)
+    assert listed.step.input == "50x3x8x8"
+    with pytest.raises(InvalidInput, match="is not an input shape"):
+        forecast_of(input="many words")
+
+
+def test_whole_numbers_of_numpy(profile, forecast):
+    run = {name: np.int64(value) for name, value in RUN.items()}
+    found = predict_training(
+        model(), input=(3, 8, 8), device=profile, optimizer="sgd", accumulation=np.int64(1), **run
+    )
+    assert json.loads(json.dumps(found.to_dict())) == forecast.to_dict()
 
 
 def test_a_frozen_backbone_costs_less(profile, forecast):
@@ -168,3 +266,37 @@ def test_the_command(profile, tmp_path):
     assert found["energy_low_j"] < found["energy_j"] < found["energy_high_j"]
     text = CliRunner().invoke(app, arguments)
     assert "2 epochs of 1000 images" in text.stdout
+
+
+def test_the_command_takes_tokens_keywords_and_models_that_need_values(
+    profile, tmp_path, monkeypatch
+):
+    (tmp_path / "forecast_models.py").write_text(
+        "import torch\n"
+        "from tests.test_forecast import Tokens\n"
+        "class Values(torch.nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(4, 4)\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(torch.from_numpy(x.numpy() * 2))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    profile.save("p.json")
+
+    def run(name, *inputs):
+        given = [word for text in inputs for word in ("--input", text)]
+        return CliRunner().invoke(
+            app,
+            ["predict-training", f"forecast_models:{name}", "--images", "8", "--epochs", "1",
+             "--batch-size", "4", "--device", "p.json", "--json", *given],
+        )  # fmt: skip
+
+    for inputs in (("12:int64",), ("ids=12:int64",)):
+        found = run("Tokens", *inputs)
+        assert found.exit_code == 0, found.output
+        assert json.loads(found.stdout)["input"] == "4x12"
+    assert isinstance(run("Tokens", "12:int64", "12,1").exception, InvalidInput)
+    found = run("Values")
+    assert found.exit_code == 0, found.output
+    assert "walked by CPU forward" in json.loads(found.stdout)["notes"]

@@ -3,7 +3,9 @@
 import functools
 import itertools
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -11,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from layer_energy import EnergyModel, predict_energy
+from layer_energy import EnergyModel, plot_sweep, predict_energy, sweep
 from layer_energy.dataset import Dataset
 from layer_energy.errors import InvalidInput, MeasureError, ProfileError, WalkError
 from layer_energy.evaluate import evaluate_networks, fit_profile
@@ -20,6 +22,7 @@ from layer_energy.measure import CpuBench
 from layer_energy.measure.layer import _staggered, executions
 from layer_energy.measure.network import network
 from layer_energy.model import PASSES
+from layer_energy.networks import measure_networks
 from layer_energy.optimization import MODES, TrainingStep, default_loss, freeze_backbone
 from layer_energy.walk import walk
 from layer_energy.walk.training import ACCUMULATION, LOSS, OPTIMIZER
@@ -57,6 +60,13 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.head(self.embedding(x))
+
+
+class NormalisedVector(nn.Sequential):
+    """Batch normalisation of one value per channel and image."""
+
+    def __init__(self):
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten())
 
 
 MODELS = [
@@ -266,7 +276,8 @@ def test_losses_of_outputs():
         ({"loss": 0.5}, "callable"),
         ({"accumulation": 0}, "at least 1"),
         ({"accumulation": True}, "at least 1"),
-        ({"checkpointing": "features"}, "list of module paths"),
+        ({"checkpointing": "features"}, "list of module paths, got 'features'"),
+        ({"checkpointing": None}, "list of module paths, got None"),
         ({"checkpointing": ["blocks"]}, "its modules are 0"),
     ],
 )
@@ -281,6 +292,42 @@ def test_a_step_that_trains_nothing_is_refused(trained_profile):
     model = nn.Linear(3, 3).requires_grad_(False)
     with pytest.raises(InvalidInput, match="requires_grad is False on all"):
         predict_energy(model, device=trained_profile, mode="training")
+    with pytest.raises(InvalidInput, match="ReLU has no parameters, so there is nothing to train"):
+        predict_energy(nn.ReLU(), (2, 3), device=trained_profile, mode="training")
+
+
+@pytest.mark.parametrize(
+    ("loss", "made"),
+    [
+        (lambda outputs: outputs, r"torch\.float32 of shape \(2, 3\)"),
+        (lambda outputs: outputs.argmax(), r"torch\.int64 of shape \(\)"),
+        (lambda outputs: 0.5, "float"),
+    ],
+)
+def test_a_loss_is_one_number(loss, made):
+    with pytest.raises(InvalidInput, match=f"a loss is one floating number.*got {made}; reduce it"):
+        TrainingStep(loss=loss).loss_of(torch.zeros(2, 3))
+    with pytest.raises(WalkError, match=r"module \(loss\).*a loss is one floating number"):
+        walk(nn.Linear(3, 3), (2, 3), step=TrainingStep(loss=loss))
+
+
+def test_whole_numbers_of_numpy():
+    step = TrainingStep(accumulation=np.int64(5))
+    assert (type(step.accumulation), step) == (int, TrainingStep(accumulation=5))
+    for wrong in (np.int64(0), np.float64(2)):
+        with pytest.raises(InvalidInput, match="at least 1"):
+            TrainingStep(accumulation=wrong)
+
+
+def test_an_optimizer_of_other_parameters_is_refused_before_it_steps():
+    model = nn.Linear(3, 3)
+    mine = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 3)).sum().backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(InvalidInput, match="builds a new one of the parameters it is given"):
+        walk(model, step=TrainingStep(lambda parameters: mine))
+    assert all(map(torch.equal, before, model.parameters()))
+    assert not mine.state
 
 
 def test_options_of_a_step_need_its_mode(trained_profile):
@@ -345,6 +392,42 @@ def test_accumulation_multiplies_every_part_of_the_report(trained_profile):
         assert of(three, path).macs == 3 * of(once, path).macs
     assert of(three, OPTIMIZER).energy_j == of(once, OPTIMIZER).energy_j
     assert three.batch_size == 192
+
+
+def test_an_optimizer_walked_as_on_another_device_is_said(trained_dataset, trained_profile):
+    gpu = EnergyModel.fit(replace(trained_dataset, device=replace(DEVICE, kind="cuda")), "physical")
+    model = nn.Linear(64, 10)
+
+    def said(report):
+        return [note for note in report.assumptions if "priced as it was walked" in note]
+
+    for device in (gpu, trained_profile):
+        assert not said(predict_energy(model, device=device, mode="training"))
+    for foreach in (False, True):
+        trace = walk(model, step=TrainingStep(foreach=foreach))
+        notes = [
+            said(predict_energy(trace, device=device, mode="training"))
+            for device in (trained_profile, gpu)
+        ]
+        assert [len(found) for found in notes] == [foreach, not foreach]
+        assert f"foreach={not foreach}" in notes[not foreach][0]
+    own = functools.partial(torch.optim.RMSprop, lr=0.1)
+    (note,) = said(predict_energy(model, device=gpu, mode="training", optimizer=own))
+    assert "walked, tensor by tensor; on a device of kind cuda" in note
+
+
+def test_what_is_shown_of_a_step_says_so(trained_profile, tmp_path):
+    pytest.importorskip("plotly")
+    pytest.importorskip("matplotlib").use("Agg")
+    report = predict_energy(nn.Linear(64, 10), device=trained_profile, mode="training")
+    assert "for one training step<" in report.to_html(tmp_path / "r.html").read_text("utf-8")
+    assert report.plot().get_xlabel() == "predicted J per training step, 90 % interval"
+    frame = sweep(
+        nn.Linear(64, 10), batch_size=[4, 8], device=[trained_profile], mode="training",
+        accumulation=3,
+    )  # fmt: skip
+    assert list(frame["energy_per_sample_j"] * [12, 24]) == pytest.approx(list(frame["energy_j"]))
+    assert plot_sweep(frame).get_ylabel() == "predicted J per training step, 90 % interval"
 
 
 def test_gradients_that_were_not_measured_are_priced_by_a_rule_and_flagged(trained_dataset):
@@ -442,6 +525,19 @@ class TestMeasuring:
         network(model, [(torch.randn(5, 8),)], mode)()
         moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
         assert moved == ([False, False, True, True] if mode == "head-training" else [True] * 4)
+
+    def test_networks_that_cannot_be_measured_are_told_and_left_out(self):
+        names = [f"{__name__}:no_such_network", f"{__name__}:NormalisedVector"]
+        failed = []
+        measured = measure_networks(
+            names, [1, 2], DEVICE, _Meter(), lambda job, error: failed.append((job, str(error))),
+            modes=["training"],
+        )  # fmt: skip
+        assert [(n.model, n.batch_size) for n in measured] == [(names[1], 2)]
+        assert [(job.model, job.batch_size) for job, _ in failed] == [
+            (names[0], 1), (names[0], 2), (names[1], 1),
+        ]  # fmt: skip
+        assert "Expected more than 1 value per channel" in failed[2][1]
 
     def test_a_mode_that_is_none(self):
         with pytest.raises(MeasureError, match="inference, training"):

@@ -20,12 +20,13 @@ from layer_energy.cli.base import (
     progress,
 )
 from layer_energy.cli.predict import Mode
-from layer_energy.errors import InvalidInput
+from layer_energy.errors import InvalidInput, MeasureError
 
 if TYPE_CHECKING:
     from layer_energy.dataset import Dataset
     from layer_energy.evaluate import PaperTable, Score
     from layer_energy.model import EnergyModel
+    from layer_energy.plan import NetworkJob
     from layer_energy.workload import NetworkMeasurement
 
 
@@ -60,13 +61,16 @@ def evaluate_networks(
         raise InvalidInput(f"--mode must be one of {', '.join(MODE_NAMES)}, got {mode!r}")
     training = mode == "training"
     loaded = Dataset.load(dataset) if dataset else None
+    failures: list[str] = []
     if measure:
         networks = _measure_networks(
-            models, batch_sizes, exact, training, dataset, loaded, quiet=as_json
+            models, batch_sizes, exact, training, dataset, loaded, failures, quiet=as_json
         )
     else:
         held = loaded.networks if loaded else []
         networks = [n for n in held if (n.mode != "inference") == training]
+    if failures and not networks:
+        raise MeasureError("none of the networks could be measured, for the reasons above")
     if not networks:
         raise InvalidInput(
             f"no networks measured in {mode}: add --measure, or --dataset with such in it"
@@ -86,7 +90,7 @@ def evaluate_networks(
         table = evaluate(networks, model, loaded, training=training)
     scores = network_scores(table)
     ratios = table["measured_energy_j"] / table["layer_energy_energy_j"]
-    coverage = held_out_coverage(ratios, table["model"])
+    coverage = held_out_coverage(ratios, table["model"], table["input"])
     if as_json:
         print_json(
             {
@@ -95,6 +99,7 @@ def evaluate_networks(
                 "scores": {name: vars(s) for name, s in scores.items()},
                 "coverage": coverage,
                 "networks": json.loads(table.to_json(orient="records")),
+                "not_measured": failures,
             }
         )
         return
@@ -112,9 +117,13 @@ def _measure_networks(
     training: bool,
     folder: Path | None,
     dataset: Dataset | None,
+    failures: list[str],
     quiet: bool,
 ) -> list[NetworkMeasurement]:
-    """Measure; each network is at once added to the dataset, where one is given."""
+    """Measure; each network is at once added to the dataset, where one is given.
+
+    Those that cannot be measured are told at once and added to ``failures``.
+    """
     from layer_energy.device import local_cpu
     from layer_energy.meters import open_meter
     from layer_energy.networks import NETWORKS, measure_networks
@@ -146,9 +155,14 @@ def _measure_networks(
                 ] + [network]
                 dataset.save(folder)
 
+        def tell(job: NetworkJob, error: MeasureError) -> None:
+            bar.advance()
+            failures.append(f"{job.mode}, batch {job.batch_size}: {error}")
+            err.print(f"not measured: {failures[-1]}", markup=False, highlight=False)
+
         modes = [mode for mode in MODES if (mode != "inference") == training]
         bar.start(len(names) * len(batches) * len(modes))
-        return measure_networks(names, batches, device, meter, exact, keep, modes)
+        return measure_networks(names, batches, device, meter, tell, exact, keep, modes)
 
 
 def _show_origin(model: EnergyModel, mode: str) -> None:

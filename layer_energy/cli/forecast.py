@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from layer_energy.cli.base import Json, app, out, print_json
+from layer_energy.cli.base import Json, app, out, parse_inputs, print_json
 from layer_energy.cli.predict import Dtype, ModelName, Profile
 from layer_energy.errors import InvalidInput
 from layer_energy.units import WORLD_INTENSITY_G_PER_KWH
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from layer_energy.training.forecast import TrainingForecast
 
 
 @app.command(
@@ -24,7 +29,10 @@ def predict_training(
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images of a batch.")] = 32,
     validation_images: Annotated[int, typer.Option(help="Validation images of an epoch.")] = 0,
     input: Annotated[  # noqa: A002  # the option's name
-        str | None, typer.Option("--input", help="Shape of one image, such as 3,224,224.")
+        list[str] | None,
+        typer.Option(
+            "--input", help="Shape of one sample, 3,224,224 or 128:int64; NAME=SHAPE for a keyword."
+        ),
     ] = None,
     device: Profile = None,
     dtype: Dtype = None,
@@ -53,43 +61,42 @@ def predict_training(
     as_json: Json = False,
 ) -> None:
     """Predict the joules, hours and carbon of a whole training run before it starts."""
-    from layer_energy.models import build_model, default_input
-    from layer_energy.optimization import freeze_backbone
-    from layer_energy.training.forecast import predict_training as predict
+    from layer_energy.models import default_input, on_model
+    from layer_energy.training.predict import predict_training as predict
 
-    made = build_model(model)
-    if frozen_backbone:
-        freeze_backbone(made)
-    forecast = predict(
-        made,
-        images=images,
-        epochs=epochs,
-        batch_size=batch_size,
-        validation_images=validation_images,
-        input=_shape(input) if input else default_input(model),
-        device=device,
-        dtype=dtype,
-        optimizer=optimizer,
-        accumulation=accumulation,
-        checkpointing=checkpointing,
-        loading_images_per_s=loading,
-        idle_power_w=idle_power_w,
-        max_power_w=max_power_w,
-        intensity_g_per_kwh=carbon_intensity,
-        price_per_kwh=price,
-        currency=currency,
-        name=model,
-    )
+    args, kwargs = parse_inputs(input or [])
+    if len(args) > 1:
+        raise InvalidInput(
+            f"--input names {len(args)} inputs by their place, and one is taken; write the others "
+            "as NAME=SHAPE"
+        )
+    sample = args[0] if args else None if kwargs else default_input(model)
+
+    def forecast_of(module: nn.Module) -> TrainingForecast:
+        return predict(
+            module,
+            images=images,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_images=validation_images,
+            input=sample,
+            kwargs=kwargs,
+            device=device,
+            dtype=dtype,
+            optimizer=optimizer,
+            accumulation=accumulation,
+            checkpointing=checkpointing,
+            loading_images_per_s=loading,
+            idle_power_w=idle_power_w,
+            max_power_w=max_power_w,
+            intensity_g_per_kwh=carbon_intensity,
+            price_per_kwh=price,
+            currency=currency,
+            name=model,
+        )
+
+    forecast = on_model(model, forecast_of, frozen_backbone)
     if as_json:
         print_json(forecast.to_dict())
     else:
         out.print(str(forecast), markup=False, highlight=False)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(n) for n in text.split(","))
-    except ValueError:
-        raise InvalidInput(
-            f"--input must be the shape of one image, such as 3,224,224, got {text!r}"
-        ) from None

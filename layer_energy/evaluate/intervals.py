@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,25 +11,34 @@ from layer_energy.model import conformal_interval
 from layer_energy.regressors.features import Array
 
 
-def held_out_coverage(ratios: Iterable[float], models: Iterable[str]) -> dict[str, float]:
+def held_out_coverage(
+    ratios: Iterable[float], models: Iterable[str], inputs: Iterable[str]
+) -> dict[str, float]:
     """Share of networks inside an interval that was calibrated without them.
 
     Args:
-        ratios: measured over predicted, one a network and batch size.
+        ratios: measured over predicted, one a network, input and, of training steps, mode.
         models: the architecture of each.
+        inputs: the shapes it was measured with, in words: ``"8x3x224x224"``.
 
     Returns:
-        ``"held_out"``: each network left out by itself; ``"architecture_held_out"``: with all
-        others of its architecture, which is harder and, with few architectures, less certain.
-        A way that leaves nothing to calibrate on is left out.
+        ``"held_out"``: each network and input left out by itself, in all the modes and dtypes it
+        was measured in, whose errors are alike; ``"architecture_held_out"``: with all others of
+        its architecture, which is harder and, with few architectures, less certain. A way that
+        leaves nothing to calibrate on is left out.
     """
     logs = np.log(np.array(list(ratios), dtype=float))
-    names = np.array(list(models))
+    names = list(models)
     folds = {
-        "held_out": [np.arange(len(logs)) == i for i in range(len(logs))],
-        "architecture_held_out": [names == name for name in np.unique(names)],
+        "held_out": _folds(list(zip(names, inputs, strict=True))),
+        "architecture_held_out": _folds(names),
     }
     return {how: _coverage(logs, masks) for how, masks in folds.items() if len(masks) > 1}
+
+
+def _folds(labels: Sequence[Hashable]) -> list[NDArray[np.bool_]]:
+    """For each distinct label, which rows have it."""
+    return [np.array([other == label for other in labels]) for label in dict.fromkeys(labels)]
 
 
 def _coverage(logs: Array, folds: Sequence[NDArray[np.bool_]]) -> float:

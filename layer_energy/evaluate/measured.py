@@ -182,6 +182,7 @@ def evaluate_networks(
         row = {
             "model": network.model,
             "batch_size": network.batch_size,
+            "input": network.input,
             "dtype": network.dtype,
             "mode": network.mode,
             "measured_energy_j": network.energy_j,

@@ -269,7 +269,9 @@ def _add_networks(
         predicted["ours"].append(sum(prices[w].energy_j for works in known.values() for w in works))
     measured = np.array([network.energy_j for network in networks])
     table.coverage["whole_networks"] = held_out_coverage(
-        measured / np.array(predicted["ours"]), [network.model for network in networks]
+        measured / np.array(predicted["ours"]),
+        [network.model for network in networks],
+        [network.input for network in networks],
     )
     table.networks = {side: score(measured, values) for side, values in predicted.items()}
     table.unpriced = tuple(sorted(unpriced))

@@ -176,7 +176,7 @@ def measure_model(
                 run()
 
         timing = dwell(execute, meter, protocol)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
         raise MeasureError(f"{name}: {error}") from error
     return NetworkMeasurement(
         model=name,

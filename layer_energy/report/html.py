@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from layer_energy.carbon import Intensity
 from layer_energy.errors import InvalidInput, MissingPackage
 from layer_energy.files import write_text_atomically
-from layer_energy.report.text import ORIGINS, interval, notes
+from layer_energy.report.text import ORIGINS, RUNS, interval, notes
 from layer_energy.report.tree import costliest_parts, module_tree
 from layer_energy.units import si
 from layer_energy.version import __version__
@@ -81,7 +81,7 @@ def _head(report: EnergyReport) -> str:
         f'<p class="badge">Predicted, not measured</p><h1>{escape(report.model)}</h1>'
         f'<p class="facts">{escape(facts)}</p>'
         f'<p class="total"><strong>{escape(si(report.energy_j, "J"))}</strong> '
-        f"for one forward pass</p>"
+        f"for one {RUNS[report.mode]}</p>"
         f'<p class="facts">90 % interval {escape(interval(*report.interval_j))} · '
         f"{escape(per)} per sample · {escape(si(report.time_s, 's'))}</p>"
         f"<p>Predicted for {escape(report.device_name)} (profile {escape(report.device)}), whose "

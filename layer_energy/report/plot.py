@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layer_energy.errors import InvalidInput, MissingPackage
+from layer_energy.report.text import RUNS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ def plot(report: EnergyReport, by: str, depth: int, ax: Axes | None) -> Axes:
     ax.barh(range(len(shares)), energies, xerr=errors, ecolor="0.5", capsize=2)
     ax.set_yticks(range(len(shares)), [share.name.replace("$", r"\$") for share in shares])
     ax.invert_yaxis()
-    ax.set_xlabel("predicted J per forward pass, 90 % interval")
+    ax.set_xlabel(f"predicted J per {RUNS[report.mode]}, 90 % interval")
     ax.set_title(
         f"{report.model.replace('$', chr(92) + '$')}, predicted for {report.device} "
         f"({report.quality} joules)"

@@ -40,7 +40,7 @@ class Share:
     Attributes:
         name: of the layer type, or path of the module.
         calls: operations in it.
-        macs: multiply-accumulates.
+        macs: multiply-accumulates, as of :attr:`EnergyReport.macs`.
         energy_j, energy_low_j, energy_high_j: joules, with the sum of the layers' intervals.
         time_s: seconds.
         share: of the model's joules.
@@ -58,14 +58,14 @@ class Share:
 
 @dataclass(frozen=True)
 class EnergyReport:
-    """The predicted energy of one forward pass of a model.
+    """The predicted energy of one forward pass of a model, or of one training step.
 
     Attributes:
         model: its class name, or the name it was asked for by.
         device: profile the prices come from, and its full name.
         dtype: compute dtype that was priced.
-        mode: ``"inference"``.
-        batch_size: samples of the pass.
+        mode: ``"inference"`` for a forward pass, ``"training"`` for a whole training step.
+        batch_size: samples of the pass, or of all micro-batches of the step.
         input: shapes it was walked with.
         layers: every operation, in order.
         quality: ``"measured"`` if the profile was fitted on a counter's joules, ``"estimated"`` if
@@ -99,12 +99,12 @@ class EnergyReport:
 
     @property
     def energy_j(self) -> float:
-        """Joules of one forward pass."""
+        """Joules of the forward pass or training step."""
         return self._totals.energy_j
 
     @property
     def time_s(self) -> float:
-        """Seconds of one forward pass."""
+        """Seconds of the forward pass or training step."""
         return self._totals.time_s
 
     @property
@@ -128,13 +128,16 @@ class EnergyReport:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one forward pass."""
+        """Multiply-accumulates of the forward passes: one, or those of a training step.
+
+        Those are of every micro-batch, recomputed activations included; backward passes are not.
+        """
         return sum(layer.cost.macs for layer in self.layers)
 
     def carbon(
         self, *, country: str | None = None, intensity_g_per_kwh: float | None = None
     ) -> Carbon:
-        """CO2-equivalent of one forward pass, with its interval and where the intensity is from.
+        """CO2-equivalent of ``energy_j``, with its interval and where the intensity is from.
 
         For the arguments and errors see :func:`layer_energy.carbon.grid_intensity`; with neither
         given, it is at the world's mean intensity.

@@ -23,6 +23,9 @@ ORIGINS = {
 }
 """What the joules of a profile are, by its quality."""
 
+RUNS = {"inference": "forward pass", "training": "training step"}
+"""What a report is of, by its mode."""
+
 
 def to_text(report: EnergyReport, width: int = WIDTH) -> str:
     """The report without colours, ``width`` columns wide."""

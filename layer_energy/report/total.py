@@ -10,7 +10,7 @@ from layer_energy.model import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """One forward pass of a network.
+    """One forward pass of a network, or one training step.
 
     Attributes:
         energy_j, time_s: predictions.

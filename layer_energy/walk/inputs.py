@@ -50,7 +50,7 @@ class Inputs:
     def batch_size(self) -> int:
         """First dimension of the first tensor, or the number of images of a list of images."""
         if self.samples is not None:
-            return self.samples
+            return int(self.samples)
         first = self.args[0] if self.args else next(iter(self.kwargs.values()), None)
         if isinstance(first, (list, tuple)) and first and isinstance(first[0], torch.Tensor):
             return len(first)
@@ -84,6 +84,25 @@ def given(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Inputs:
         InvalidInput: if a shape has a negative size.
     """
     return Inputs(tuple(_as_tensor(a) for a in args), dict(kwargs or {}))
+
+
+def batched(sample: Any, batch_size: int) -> Any:
+    """The input of one sample, as a batch of so many like it, without storage.
+
+    Args:
+        sample: a shape, a text as of :func:`parse_shape`, or a tensor; anything else is returned as
+            it is.
+        batch_size: size of the new first dimension.
+
+    Raises:
+        InvalidInput: for a text that is no shape, and a negative size.
+    """
+    if isinstance(sample, str):
+        sample = parse_shape(sample)
+    one = _as_tensor(tuple(sample) if isinstance(sample, list) else sample)
+    if isinstance(one, torch.Tensor):
+        return _empty((batch_size, *one.shape), one.dtype)
+    return sample
 
 
 def check_batch_size(batch_size: int | None) -> None:

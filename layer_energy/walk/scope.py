@@ -38,6 +38,7 @@ class Scope:
     def inside(self, path: str, name: str) -> Iterator[None]:
         """Let ``current`` be a place that is no module, such as the loss."""
         outer, self._root, self._stack = (self._root, self._stack), (path, name, 0), []
+        self.last = self._root
         try:
             yield
         finally:

@@ -66,12 +66,15 @@ class Trace:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one forward pass."""
+        """Multiply-accumulates of the forward passes: one, or those of a training step.
+
+        Those are of every micro-batch, recomputed activations included; backward passes are not.
+        """
         return sum(call.cost.macs for call in self.calls)
 
     @property
     def bytes(self) -> int:
-        """Bytes that one forward pass moves, were nothing cached."""
+        """Bytes that all calls move, were nothing cached; backward passes are not counted."""
         return sum(call.cost.bytes for call in self.calls)
 
     def workloads(self) -> Counter[Workload]:

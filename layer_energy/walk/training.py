@@ -26,7 +26,13 @@ def check_step(step: TrainingStep, model: nn.Module) -> None:
     Raises:
         InvalidInput: see above.
     """
-    if not any(p.requires_grad for p in model.parameters()):
+    trained = [p.requires_grad for p in model.parameters()]
+    if not trained:
+        raise InvalidInput(
+            f"{type(model).__name__} has no parameters, so there is nothing to train; ask for "
+            "mode='inference'"
+        )
+    if not any(trained):
         raise InvalidInput(
             f"no parameter of {type(model).__name__} is trained: requires_grad is False on all of "
             "them; set it where the step should train, or ask for mode='inference'"
@@ -123,13 +129,25 @@ def _added(parameter: nn.Parameter, times: int) -> LayerCall:
 
 
 def _optimizer_calls(trained: Sequence[nn.Parameter], step: TrainingStep) -> list[LayerCall]:
-    """What the optimizer does from its second step on, when it has all its state."""
+    """What the optimizer does from its second step on, when it has all its state.
+
+    Raises:
+        InvalidInput: if the optimizer holds tensors of its own choice, which a step would change.
+        WalkError: if it cannot make a step on parameters without memory.
+    """
     with torch.inference_mode(False):
         stand_ins = []
         for p in trained:
             stand_ins.append(nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=META)))
             stand_ins[-1].grad = torch.empty_like(stand_ins[-1])
         optimizer = step.make_optimizer(stand_ins)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not held <= set(map(id, stand_ins)):
+            raise InvalidInput(
+                f"the optimizer given makes a {type(optimizer).__name__} of other parameters than "
+                "it is asked to; give a callable that builds a new one of the parameters it is "
+                "given, such as functools.partial(torch.optim.RMSprop, lr=0.1)"
+            )
         try:
             optimizer.step()
             with Scope(nn.Identity()) as scope, Recorder(scope) as recorder:

@@ -266,6 +266,11 @@ def _first_that_works(model: nn.Module, inputs: Inputs, how: _How) -> tuple[Reco
             f"No tensor is among the inputs ({types}): give tensors, or shapes as tuples of whole "
             "numbers, such as predict_energy(model, (1, 3, 224, 224))."
         )
+    if any("more than 1 value per channel" in str(error) for _, error in failures):
+        hint = (
+            "Batch normalisation cannot train on one value per channel: give batch_size=2 or more, "
+            "or set those modules to eval()."
+        )
     reasons = "\n".join(f"  {via}: {str(error)[:400]}" for via, error in failures)
     raise WalkError(
         f"{type(model).__name__} could not be walked with input {inputs.description}.\n{reasons}\n"

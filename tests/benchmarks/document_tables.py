@@ -67,7 +67,7 @@ def training_table() -> str:
     for mode, rows in table.groupby("mode", sort=False):
         named[f"layer_energy, {MODE_NAMES[str(mode)]}"] = network_scores(rows)["layer_energy"]
     held = held_out_coverage(
-        table["measured_energy_j"] / table["layer_energy_energy_j"], table["model"]
+        table["measured_energy_j"] / table["layer_energy_energy_j"], table["model"], table["input"]
     )
     share = held["architecture_held_out"]
     intervals = (

@@ -33,12 +33,12 @@ def cpu() -> dict[str, float]:
     dataset = Dataset.load(ROOT / "datasets" / "amd-epyc-2t")
     table = evaluate_networks(dataset.networks, EnergyModel.load("amd-epyc-2t"))
     ratios = table["measured_energy_j"] / table["layer_energy_energy_j"]
-    return held_out_coverage(ratios, table["model"])
+    return held_out_coverage(ratios, table["model"], table["input"])
 
 
 def gpu() -> dict[str, float]:
     model = EnergyModel.fit(make_dataset(dict.fromkeys(KINDS, 120), 0.02, truth=gpu_time_s))
-    ratios, names = [], []
+    ratios, names, inputs = [], [], []
     for name in NETWORKS:
         network = build_model(name)
         for batch in (1, 8, 32):
@@ -47,7 +47,8 @@ def gpu() -> dict[str, float]:
             predicted_j = sum(prices[w].energy_j for w in calls)
             ratios.append(POWER_W * sum(map(gpu_time_s, calls)) / predicted_j)
             names.append(name)
-    return held_out_coverage(ratios, names)
+            inputs.append(f"{batch}x3x224x224")
+    return held_out_coverage(ratios, names, inputs)
 
 
 def paper() -> Mapping[str, float]:

@@ -38,7 +38,8 @@ def main() -> None:
         )
     Console().print(shown)
     low, high = model.totals["inference"].ratio["energy_j"]
-    held = held_out_coverage(measured / table["layer_energy_energy_j"], table["model"])
+    ratios = measured / table["layer_energy_energy_j"]
+    held = held_out_coverage(ratios, table["model"], table["input"])
     print(f"{model.device['name']}: seconds measured, joules {model.quality}")
     print(f"90 % interval of totals: {low:.2f} to {high:.2f} x; calibrated without them, it holds")
     print(
