@@ -92,7 +92,7 @@ def grid_intensity(
     Raises:
         InvalidInput: if both are given, the country is unknown or without a figure, or the number
             is negative or not finite.
-        MissingPackage: for a country without CodeCarbon (``pip install "layer-energy[carbon]"``).
+        MissingPackage: for a country without CodeCarbon (the extra ``carbon``).
     """
     if country is not None and intensity_g_per_kwh is not None:
         raise InvalidInput("give a country or an intensity in g/kWh, not both")
@@ -118,7 +118,7 @@ def _codecarbon_table() -> tuple[dict[str, dict[str, Any]], str]:
     except (PackageNotFoundError, OSError):
         raise MissingPackage(
             "a country's carbon intensity is looked up in the table of CodeCarbon 3, which is not "
-            'installed: pip install "layer-energy[carbon]", or give the intensity in g/kWh'
+            "installed: pip install codecarbon (the extra carbon), or give the intensity in g/kWh"
         ) from None
     return json.loads(text), package.version
 

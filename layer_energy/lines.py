@@ -32,13 +32,21 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """``"seed was 1 and is now 2; ..."``, empty if nothing differs."""
-    return "; ".join(
-        f"{key} was {was.get(key)!r} and is now {now.get(key)!r}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
-    )
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> str:
+    """``"study.seed was 1 and is now 2; ..."``, empty if nothing differs.
+
+    Args:
+        was, now: JSON objects; of objects in them only what differs is told.
+        within: what to put before each key.
+    """
+    found = []
+    for key in sorted(was.keys() | now.keys()):
+        old, new = was.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found.append(differences(old, new, f"{within}{key}."))
+        elif old != new:
+            found.append(f"{within}{key} was {old!r} and is now {new!r}")
+    return "; ".join(filter(None, found))
 
 
 def _crc(value: Any) -> str:

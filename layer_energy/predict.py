@@ -44,13 +44,16 @@ def predict_energy(
     strict: bool = False,
     name: str | None = None,
 ) -> EnergyReport:
-    """Predict the energy and time of a forward pass or training step, layer by layer, not run.
+    """Predict the energy and time of a forward pass or training step, layer by layer.
+
+    Nothing is run, except as a last resort the forward of a model that cannot be walked otherwise,
+    once, on the CPU; the report's ``assumptions`` then say so.
 
     Args:
-        model: any ``nn.Module``, wrapped or not, or a ``torch.export.ExportedProgram``; neither
-            changed, copied nor run. Or what :func:`walk` made of one, with its inputs, to price it
-            on several devices. What is frozen (``requires_grad``) is priced without the gradients
-            that a training step then saves.
+        model: any ``nn.Module``, wrapped or not, or a ``torch.export.ExportedProgram``; never
+            changed. Or what :func:`walk` made of one, with its inputs, to price it on several
+            devices. What is frozen (``requires_grad``) is priced without the gradients that a
+            training step then saves.
         args: positional inputs of the forward: tensors, or shapes such as ``(1, 3, 224, 224)``.
             Without any, an input is inferred and named in the report.
         kwargs: keyword inputs, as they are.

@@ -45,7 +45,10 @@ def score(
     dtype: str | None = None,
     errors: str = "raise",
 ) -> pd.DataFrame:
-    """Predict the energy of one forward pass of each of many networks, without running them.
+    """Predict the energy of one forward pass of each of many networks.
+
+    Nothing is run, except as the last resort of :func:`layer_energy.predict_energy`, which
+    ``notes`` then name.
 
     Args:
         candidates: modules, traces, or lists of workloads. Taken one by one, so that a generator

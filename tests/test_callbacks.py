@@ -7,6 +7,17 @@ import torch
 from torch import nn
 
 from layer_energy.meters import Reading, ReplayMeter, SimulatedMeter, VirtualClock
+from layer_energy.training.callbacks import base
+
+
+class Counted(SimulatedMeter):
+    """Knows how often it was read."""
+
+    reads = 0
+
+    def read(self):
+        self.reads += 1
+        return super().read()
 
 
 def test_hugging_face(monkeypatch, tmp_path):
@@ -33,18 +44,19 @@ def test_hugging_face(monkeypatch, tmp_path):
 
     rows = [{"x": torch.randn(2), "labels": torch.randn(1)} for _ in range(8)]
     stopping = transformers.EarlyStoppingCallback(early_stopping_patience=2)
-    callback = EnergyCallback(
-        SimulatedMeter(50.0, clock), show=shown.append, early_stopping=stopping
-    )
+    meter = Counted(50.0, clock)
+    callback = EnergyCallback(meter, show=shown.append, early_stopping=stopping)
 
-    def train(**options):
+    def train(evaluated=None, **options):
         arguments = transformers.TrainingArguments(
             tmp_path, per_device_train_batch_size=2, report_to=[], disable_tqdm=True,
-            save_strategy="no", use_cpu=True, logging_strategy="no", **options,
+            save_strategy="no", use_cpu=True, logging_strategy="no",
+            prediction_loss_only=True, **options,
         )  # fmt: skip
         transformers.Trainer(
-            Tiny(), arguments, train_dataset=rows, callbacks=[Clock(), callback]
-        ).train()
+            Tiny(), arguments, train_dataset=rows, eval_dataset=evaluated,
+            callbacks=[Clock(), callback],
+        ).train()  # fmt: skip
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,9 +70,13 @@ def test_hugging_face(monkeypatch, tmp_path):
     assert shown[0].epochs == pytest.approx(2.5)
     assert shown[0].energy_j == pytest.approx(1000)
     assert callback.projection.energy_j == pytest.approx(1000)
+    monkeypatch.setattr(base, "READ_EVERY_S", 0.0)
+    meter.reads = 0
+    train(rows, num_train_epochs=2, eval_strategy="epoch", per_device_eval_batch_size=4)
+    assert meter.reads == 1 + 2 * (4 + 1 + 2) + 1  # start; steps, end, and evaluation; finish
 
 
-def test_lightning():
+def test_lightning(monkeypatch):
     pytest.importorskip("lightning")
     import lightning.pytorch as pl
     from torch.utils.data import DataLoader, TensorDataset
@@ -80,18 +96,21 @@ def test_lightning():
             self.log("loss", torch.tensor(1.0))
             return loss
 
+        def validation_step(self, batch, index):
+            clock.advance(1.0)
+
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     loader = DataLoader(TensorDataset(torch.randn(8, 2)), batch_size=2)
 
-    def fit(*callbacks, **options):
+    def fit(*callbacks, meter=None, validated=None, **options):
+        meter = meter or SimulatedMeter(50.0, clock)
         pl.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[EnergyCallback(SimulatedMeter(50.0, clock), show=shown.append),
-                       *callbacks], **options,
-        ).fit(Tiny(), loader)  # fmt: skip
+            callbacks=[EnergyCallback(meter, show=shown.append), *callbacks], **options,
+        ).fit(Tiny(), loader, validated)  # fmt: skip
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -105,6 +124,14 @@ def test_lightning():
     assert [p.soonest_j for p in shown[:3]] == pytest.approx([1200, 1600, 1600])
     assert shown[-1].energy_j == pytest.approx(1600)
     assert "ended after 4 of 30 epochs" in shown[-1].notes[0]
+    shown.clear()
+    monkeypatch.setattr(base, "READ_EVERY_S", 0.0)
+    meter = Counted(50.0, clock)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(meter=meter, validated=loader, max_epochs=2)
+    assert meter.reads == 1 + 2 * (4 + 4 + 1) + 1  # start; steps, validation, and end; finish
+    assert shown[-1].energy_j == pytest.approx(2 * 50 * (4 * 2 + 4 * 1))
 
 
 def test_a_failing_meter_warns_and_lets_training_go_on():

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from layer_energy import EnergyModel, model, predict_energy, walk
+from layer_energy import EnergyModel, model, predict_energy, score, walk
+from layer_energy.dataset import Dataset
 from layer_energy.errors import InvalidInput, LayerEnergyError, ProfileError, WalkError
 from layer_energy.models import build_model
-from tests.synthetic import make_dataset
+from tests.synthetic import DEVICE, make_dataset
 from tests.test_cli import run  # noqa: F401  # a fixture
 
 
@@ -137,6 +139,17 @@ def test_half_initialised_lazy_modules(lazy, path):
     assert predict_energy(lazy, (2, 3)).energy_j > 0
 
 
+def test_a_half_initialised_candidate_is_told_by_its_number():
+    lazy = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(
+        WalkError, match=r"^candidate 1: '0\.weight' of .* still lazy.*Run the mode"
+    ):
+        score([nn.Linear(3, 3), lazy], (2, 3))
+    table = score([nn.Linear(3, 3), lazy, nn.Linear(3, 3)], (2, 3), errors="coerce")
+    assert "still lazy" in table["error"][1]
+    assert table["energy_j"].notna().tolist() == [True, False, True]
+
+
 def test_a_model_on_another_device():
     here = predict_energy(Small(), IMAGE)
     there = predict_energy(Small().to("meta"), torch.zeros(IMAGE))
@@ -146,16 +159,49 @@ def test_a_model_on_another_device():
     assert predict_energy(ByValue(4, 4), (1, 4)).energy_j > 0
 
 
-def test_a_model_in_the_middle_of_training():
+def test_a_model_on_a_gpu_whose_forward_needs_values():
+    with FakeTensorMode():  # as if on a GPU, also where there is none
+        there = ByValue(4, 4, device="cuda")
+    message = r"needs the model on the CPU, it is on cuda:0; move it there with model\.cpu\(\)"
+    with pytest.raises(WalkError, match=message):
+        predict_energy(there, (1, 4))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A profile that prices training steps."""
+    rows = dict.fromkeys(("conv2d", "batch_norm", "relu", "copy"), 30)
+    forward, backward = make_dataset(rows), make_dataset(rows, training=True)
+    rows = [*forward.measurements, *backward.measurements]
+    return EnergyModel.fit(Dataset(rows, DEVICE, dict(forward.provenance)), "physical")
+
+
+def hooks_of(net):
+    """Module → its hooks, of all kinds."""
+    return {
+        path: {
+            name: list(h.values()) for name, h in vars(m).items() if name.endswith("_hooks") and h
+        }
+        for path, m in net.named_modules()
+    }
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_a_model_in_the_middle_of_training(trained, mode):
     net = Small().train()
+    net.conv.register_forward_hook(lambda *_: None)
+    net.norm.register_forward_pre_hook(lambda *_: None)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     net(torch.randn(4, *IMAGE[1:])).square().mean().backward()
     optimizer.step()
     net.last = net.conv(torch.randn(IMAGE))  # part of a graph: cannot be copied
     before = copy.deepcopy(net.state_dict())
     gradients = [p.grad.clone() for p in net.parameters()]
-    report = predict_energy(net, IMAGE)
-    assert report.energy_j == predict_energy(Small(), IMAGE).energy_j
+    hooks = hooks_of(net)
+    report = predict_energy(net, IMAGE, device=trained, mode=mode)
+    fresh = predict_energy(Small(), IMAGE, device=trained, mode=mode)
+    assert report.energy_j == fresh.energy_j > 0
+    assert hooks_of(net) == hooks
     assert all(module.training for module in net.modules())
     assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
@@ -163,10 +209,13 @@ def test_a_model_in_the_middle_of_training():
     assert net.last.grad_fn is not None
 
 
-def test_no_profile_at_all(monkeypatch, tmp_path):
+def test_no_profile_at_all(monkeypatch, tmp_path, run):  # noqa: F811
     monkeypatch.setattr(model, "PROFILES", tmp_path)
     with pytest.raises(InvalidInput, match=r"device='path/to/profile\.json'.*layer-energy fit"):
         predict_energy(Small())
+    code, out, err = run("predict", "alexnet")
+    assert (code, out) == (2, "")
+    assert "error: no profile" in " ".join(err.split())
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_wrong_rates_write_nothing(report, tmp_path, rates):
 
 def test_without_plotly_the_error_says_what_to_install(report, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
-    with pytest.raises(MissingPackage, match=r"layer-energy\[report\]"):
+    with pytest.raises(MissingPackage, match="needs plotly: pip install plotly"):
         report.to_html(tmp_path / "r.html")
 
 

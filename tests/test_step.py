@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from rich.console import Console
 from torch import nn
 
 from layer_energy.errors import InvalidInput, MeterError
-from layer_energy.meters import Reading, ReplayMeter, SimulatedMeter, VirtualClock
-from layer_energy.training import EnergyProjector, interval, project_trace
+from layer_energy.meters import RaplMeter, Reading, ReplayMeter, SimulatedMeter, VirtualClock
+from layer_energy.training import EnergyProjector, interval, progress, project_trace
 from layer_energy.training.baselines import (
     first_epoch_j,
     flops_proportional_j,
@@ -24,6 +25,7 @@ from layer_energy.training.baselines import (
 from layer_energy.training.progress import EnergyProgress, track
 from layer_energy.training.step import step_epoch_j, step_power_j
 from layer_energy.training.window import stable_start
+from tests.test_meters import add_zone
 
 RECORDED = Path(__file__).parents[2] / "shared" / "external" / "delrey2024"
 
@@ -214,6 +216,22 @@ class TestLive:
             if projector.epochs_done == 2:
                 break
         assert projector.projection.energy_j == pytest.approx(3000)
+
+    def test_track_reads_counters_that_wrap_within_an_epoch(self, tmp_path, monkeypatch):
+        range_uj, true_uj = 1_000_000, 0
+        counter = add_zone(tmp_path, "intel-rapl:0", "package-0", range_uj=range_uj)
+        monkeypatch.setattr(progress, "READ_EVERY_S", 0.001)
+        meter = RaplMeter(tmp_path)
+        projector = EnergyProjector(meter, epochs=2)
+        for _ in track(projector, Console(file=io.StringIO())):
+            for _ in range(3):
+                true_uj += 700_000
+                counter.write_text(str(true_uj % range_uj))
+                until_s = time.monotonic() + 2
+                while meter._zones[0].total_uj < true_uj and time.monotonic() < until_s:
+                    time.sleep(0.001)
+        assert projector.projection.energy_j == pytest.approx(true_uj / 1e6)
+        assert projector.projection.epochs_done == 2
 
     def test_the_display_tells_what_was_measured_from_what_is_projected(self):
         shown = Console(file=io.StringIO(), width=160)

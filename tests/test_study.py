@@ -16,13 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from layer_energy.errors import DatasetError, InvalidInput, MeterError
+from layer_energy.errors import DatasetError, DeviceLost, InvalidInput, MeterError
+from layer_energy.meters import RaplMeter, Reading
 from layer_energy.study import analyze, load_study, read_runs, run_study, trainer
 from layer_energy.study.images import load_images
 from layer_energy.study.loop import build_classifier, fit
 from layer_energy.study.runner import LOG_NAME
 from layer_energy.study.spec import Configuration, Data, Protocol, Study, Training
 from layer_energy.study.table import Run
+from tests.test_meters import add_zone
 
 POWER_W = 5.0
 
@@ -42,11 +44,11 @@ pause_s = 0
 
 
 class FakeTrainer:
-    """Runs of known energy, in no time; may break at a run."""
+    """Runs of known energy, in no time; may break at a run, or in the warm-up of a batch size."""
 
-    def __init__(self, machine="this", breaks=None):
-        self.machine, self.breaks = machine, breaks or {}
-        self.trained, self.warmed_up = [], 0
+    def __init__(self, machine="this", breaks=None, cold=None):
+        self.machine, self.breaks, self.cold = machine, breaks or {}, cold or {}
+        self.trained, self.warmed_up = [], []
 
     def identity(self):
         return {"machine": self.machine}
@@ -54,8 +56,10 @@ class FakeTrainer:
     def facts(self):
         return {"assumptions": ["Energy is simulated: nothing was measured."]}
 
-    def warm_up(self, should_stop):
-        self.warmed_up += 1
+    def warm_up(self, configuration):
+        self.warmed_up.append(configuration)
+        if error := self.cold.get(configuration.batch_size):
+            raise error
 
     def train(self, planned, should_stop):
         if error := self.breaks.get(planned.run_id):
@@ -91,7 +95,7 @@ class TestFile:
 
     def test_a_folder_is_seen_from_the_study_file(self, tmp_path):
         text = STUDY.replace('source = "digits"', 'source = "folder"\npath = "images"')
-        assert load_study(written(tmp_path, text)).data.path == str(tmp_path / "images")
+        assert load_study(written(tmp_path, text)).data.path == str((tmp_path / "images").resolve())
 
     @pytest.mark.parametrize(
         ("old", "new", "message"),
@@ -117,6 +121,12 @@ class TestFile:
             ('"digits"', '"generated"\nclasses = 3', "needs data.images"),
             ('"digits"', '"digits"\nvalidation_share = 1', "data.validation_share must be above 0"),
             ("pause_s = 0", "pause_s = -1", "protocol.pause_s must be 0 or more seconds"),
+            ("pause_s = 0", "pause_s = inf", "pause_s must be 0 or more seconds, finite, got inf"),
+            ("warm_up_s = 0", "warm_up_s = inf", "protocol.warm_up_s must be 0 or more seconds"),
+            ("warm_up_s = 0", "warm_up_s = nan", "protocol.warm_up_s must be 0 or more seconds"),
+            ("warm_up_s = 0", "max_power_w = inf", "max_power_w must be above 0 W, finite"),
+            ("epochs = 2", "epochs = 2\nlearning_rate = inf", "rate must be above 0, finite"),
+            ("[data]", 'devices = ["cuda", "cuda:0"]\n[data]', "each once, got ['cuda', 'cuda:0']"),
             ("pause_s = 0", "pause_m = 5", "protocol.pause_m is not known"),
             ("[protocol]", "[[protocol]]", "protocol must be a section"),
             ("[data]", "[data", "is not TOML"),
@@ -245,34 +255,77 @@ class TestRunning:
     def test_another_study_or_machine_does_not_go_on(self, study, tmp_path):
         first = FakeTrainer()
         run_study(study, tmp_path, first, should_stop=lambda: len(first.trained) >= 1)
-        with pytest.raises(DatasetError, match=r"another study or machine.*machine was 'this'"):
+        with pytest.raises(
+            DatasetError, match=r"another study or machine: machine was 'this' and is now 'that'\."
+        ):
             run_study(study, tmp_path, FakeTrainer("that"))
-        with pytest.raises(DatasetError, match="'seed': 1"):
+        with pytest.raises(DatasetError, match=r"machine: study\.seed was 0 and is now 1\. Repeat"):
             run_study(replace(study, seed=1), tmp_path, FakeTrainer())
 
+    def test_another_spelling_of_the_path_is_the_same_study(self, tmp_path, monkeypatch):
+        text = STUDY.replace('source = "digits"', 'source = "folder"\npath = "images"')
+        path, first = written(tmp_path, text), FakeTrainer()
+        run_study(load_study(path), tmp_path, first, should_stop=lambda: len(first.trained) >= 1)
+        monkeypatch.chdir(tmp_path)
+        assert run_study(load_study("study.toml"), tmp_path, FakeTrainer()).resumed == 1
+
     def test_a_failed_run_does_not_cost_the_others_and_is_tried_again(self, study, tmp_path):
-        broken = FakeTrainer(breaks={3: RuntimeError("out of memory")})
+        order = study.order()
+        twice = [p.run_id for p in order if p.configuration == order[3].configuration][:2]
+        broken = FakeTrainer(breaks=dict.fromkeys(twice, RuntimeError("out of memory")))
         summary = run_study(study, tmp_path, broken)
-        assert (summary.done, summary.complete) == (11, False)
-        assert list(summary.failed.values()) == ["RuntimeError: out of memory"]
+        assert (summary.done, summary.complete) == (10, False)
+        assert summary.failed == {
+            f"run {i}, {order[3].configuration}, repetition {n}": "RuntimeError: out of memory"
+            for n, i in enumerate(twice, 1)
+        }
         again = FakeTrainer()
         assert run_study(study, tmp_path, again).complete
-        assert again.trained == [3]
+        assert again.trained == twice
 
-    def test_a_meter_that_stops_answering_ends_the_study_and_keeps_the_runs(self, study, tmp_path):
-        with pytest.raises(MeterError):
-            run_study(study, tmp_path, FakeTrainer(breaks={3: MeterError("gone")}))
+    @pytest.mark.parametrize("error", [MeterError("gone"), DeviceLost("gone")])
+    def test_what_no_run_can_do_without_ends_the_study_and_keeps_the_runs(
+        self, study, tmp_path, error
+    ):
+        with pytest.raises(type(error)):
+            run_study(study, tmp_path, FakeTrainer(breaks={3: error}))
         assert len(read_runs(tmp_path / "runs.csv")) == 3
         assert run_study(study, tmp_path, FakeTrainer()).resumed == 3
+
+    @pytest.mark.parametrize("error", [MeterError("gone"), DeviceLost("gone")])
+    def test_likewise_in_the_warm_up(self, study, tmp_path, error):
+        warm = replace(study, protocol=Protocol(warm_up_s=5, pause_s=0))
+        with pytest.raises(type(error)):
+            run_study(
+                warm, tmp_path, FakeTrainer(cold={8: error}), clock=itertools.count().__next__
+            )
+
+    def test_a_configuration_that_fails_in_the_warm_up_does_not_cost_the_others(
+        self, study, tmp_path
+    ):
+        warm = replace(study, protocol=Protocol(warm_up_s=4, pause_s=0))
+        fake = FakeTrainer(cold={8: RuntimeError("out of memory")})
+        summary = run_study(warm, tmp_path, fake, clock=itertools.count().__next__)
+        eight, sixteen = ([c for c in study.configurations() if c.batch_size == b] for b in (8, 16))
+        assert summary.failed == {f"warm-up of {c}": "RuntimeError: out of memory" for c in eight}
+        assert [fake.warmed_up.count(c) for c in (*eight, *sixteen)] == [1, 1, 3, 3]
+        assert fake.trained == list(range(12))  # a run says itself whether it can be done
+
+    def test_a_warm_up_ends_if_every_configuration_fails_in_it(self, study, tmp_path):
+        warm = replace(study, protocol=Protocol(warm_up_s=1000, pause_s=0))
+        fake = FakeTrainer(cold=dict.fromkeys((8, 16), ValueError("batch of 1")))
+        summary = run_study(warm, tmp_path, fake, clock=itertools.count().__next__)
+        assert len(summary.failed) == len(fake.warmed_up) == 4
+        assert summary.complete
 
     def test_pauses_come_before_each_run_and_end_at_a_stop(self, study, tmp_path):
         slept, fake = [], FakeTrainer()
         paused = replace(study, protocol=Protocol(warm_up_s=1, pause_s=3))
         run_study(
-            paused, tmp_path, fake, sleep=slept.append,
+            paused, tmp_path, fake, sleep=slept.append, clock=itertools.count(step=0.5).__next__,
             should_stop=lambda: len(fake.trained) == 2 and sum(slept) >= 7,
         )  # fmt: skip
-        assert fake.warmed_up == 1
+        assert fake.warmed_up == study.configurations()
         assert fake.trained == [0, 1]
         assert 7 <= sum(slept) < 8
 
@@ -358,6 +411,25 @@ def headless():
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
 
 
+def no_batch_of_one():
+    """Batch statistics of one value each: torch refuses to train it on a single image."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 7))
+
+
+class StandIn:
+    """A meter that counts so many joules a read."""
+
+    name, quality, relative_uncertainty = "stand-in", "simulated", 0.0
+    period_s, assumptions = 0.0, ()
+
+    def __init__(self, joules=1.0):
+        self.joules, self.reads = joules, 0
+
+    def read(self):
+        self.reads += 1
+        return Reading(time.perf_counter(), self.reads * self.joules)
+
+
 HERE = "tests.test_study"
 
 
@@ -431,6 +503,63 @@ class TestTorch:
         summary = run_study(real, tmp_path, should_stop=lambda: asked.append(1) or len(asked) > 10)
         assert (summary.done, len(asked)) == (0, 11)
 
+    def test_counters_that_wrap_more_than_once_in_a_run(self, real, tmp_path, monkeypatch):
+        range_uj, steps = 1_000_000, []
+        counter = add_zone(tmp_path / "powercap", "intel-rapl:0", "package-0", range_uj=range_uj)
+
+        def costly(*args):
+            def step():
+                steps.append(1)
+                counter.write_text(str(len(steps) * 700_000 % range_uj))
+                args[-1]()
+
+            return fit(*args[:-1], step)
+
+        meter = RaplMeter(tmp_path / "powercap")
+        monkeypatch.setattr(trainer, "open_meter", lambda name: meter)
+        monkeypatch.setattr(trainer, "fit", costly)
+        monkeypatch.setattr(trainer, "READ_EVERY_S", 0.0)
+        one = replace(real, repetitions=1, protocol=Protocol(warm_up_s=0, pause_s=0))
+        table = read_runs(run_study(one, tmp_path / "out").table)
+        assert len(steps) == 2 * (13 + 6)  # batches of training and of validation
+        assert table["energy_j"].tolist() == pytest.approx([0.7 * len(steps)])
+
+    def test_the_meter_is_not_read_at_each_step(self, real, tmp_path, monkeypatch):
+        meter = StandIn()
+        monkeypatch.setattr(trainer, "open_meter", lambda name: meter)
+        one = replace(real, repetitions=1, protocol=Protocol(warm_up_s=0, pause_s=0))
+        assert run_study(one, tmp_path).complete
+        assert meter.reads == 2
+
+    def test_a_run_too_short_for_the_meter_fails(self, real, tmp_path, monkeypatch):
+        monkeypatch.setattr(trainer, "open_meter", lambda name: StandIn(joules=0.0))
+        summary = run_study(replace(real, repetitions=1), tmp_path)
+        (reason,) = summary.failed.values()
+        assert "MeasureError: the run is too short for the meter: stand-in counted no" in reason
+        assert (summary.done, summary.table) == (0, None)
+
+    def test_a_network_that_cannot_be_trained_does_not_cost_the_others(self, real, tmp_path):
+        networks = (f"{HERE}:no_batch_of_one", f"{HERE}:small")
+        study = replace(real, networks=networks, batch_sizes=(1,), repetitions=1,
+                        data=Data("digits", images=40))  # fmt: skip
+        summary = run_study(study, tmp_path)
+        assert (summary.planned, summary.done) == (2, 1)
+        assert read_runs(summary.table)["network"].tolist() == [f"{HERE}:small"]
+        assert len(summary.failed) == 2  # in the warm-up, and its run
+        for what, reason in summary.failed.items():
+            assert "no_batch_of_one, batch 1, 8x8, cpu" in what
+            assert "ValueError: Expected more than 1 value per channel" in reason
+
+    def test_a_device_that_is_lost_ends_the_study(self, real, tmp_path, monkeypatch):
+        def dead(device):
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+        monkeypatch.setattr(trainer, "_synchronize", dead)
+        with pytest.raises(
+            DeviceLost, match=r"cpu cannot be used any more \(CUDA error.*new process"
+        ):
+            run_study(real, tmp_path)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -499,8 +628,11 @@ class TestTable:
             ("network,energy_per_image_j\nx,-1\n", {}, "must be above 0"),
             ("network,energy_per_image_j\nx,\n", {}, "holds no run"),
             ("", {}, "cannot be read as a CSV file"),
+            ("net,e,use\na,1,90\nb,1,56 %\n", {"utilisation": "use * 0.01"},
+             "'use' holds '56 %', which cannot be multiplied by 0.01; write it as a plain number"),
+            ("network,energy_j,images\nx,many,1\n", {}, "energy_j holds something else than num"),
         ],
-    )
+    )  # fmt: skip
     def test_bad_tables(self, tmp_path, text, columns, message):
         with pytest.raises(DatasetError, match=message):
             read_runs(self.write(tmp_path, text), columns)

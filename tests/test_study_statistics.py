@@ -254,9 +254,33 @@ class TestAnalyze:
         with pytest.raises(InvalidInput, match=message):
             analyze(table)
 
+    @pytest.mark.parametrize("column", ["device", "network"])
+    def test_runs_that_name_no_level_of_a_factor_are_left_out_and_counted(self, column):
+        table, whole = runs(ENERGY, {"s": 0.79, "m": 0.80}), runs(ENERGY, {"s": 0.79, "m": 0.80})
+        table.loc[table["repetition"] == 5, column] = None
+        found = analyze(table)
+        assert f"4 of 24 runs have no {column}: left out" in found.notes
+        expected = analyze(whole[whole["repetition"] < 5])
+        assert found.to_dict() == {**expected.to_dict(), "notes": list(found.notes)}
+
+    def test_json_keeps_every_digit_and_has_null_for_what_is_no_number(self):
+        analysis = analyze(runs(ENERGY, {"s": 0.79, "m": 0.80}))
+        found = json.loads(json.dumps(analysis.to_dict(), allow_nan=False))
+        for name, table in analysis.tables.items():
+            for row, (_, expected) in zip(found[name], table.iterrows(), strict=True):
+                for column, value in expected.items():
+                    told = row[column]
+                    assert told == value or (told is None and math.isnan(value)), (name, column)
+        ps = [row["p"] for row in found["two_way"] if row["p"] is not None]
+        assert 0 < min(ps) < 1e-10
+        assert found["best_saving"] == analysis.best_saving()
+        assert found["two_way"][-1]["p"] is None  # of the residual
+
     def test_a_missing_package_is_named_with_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "scikit_posthocs", None)
-        with pytest.raises(MissingPackage, match=r'scikit_posthocs: pip install "layer-energy\[st'):
+        with pytest.raises(
+            MissingPackage, match="needs scikit_posthocs: pip install matplotlib pin"
+        ):
             analyze(runs(ENERGY))
 
     def test_files(self, tmp_path):

@@ -107,8 +107,8 @@ def _show_summary(summary: StudySummary, as_json: bool) -> None:
         out.print(f"table: {escape(str(summary.table))}", highlight=False)
     if summary.dropped:
         err.print(f"  {summary.dropped} damaged lines of the log were skipped")
-    for configuration, reason in summary.failed.items():
-        err.print(f"  failed: {escape(f'{configuration}: {reason}')}", highlight=False)
+    for what, reason in summary.failed.items():
+        err.print(f"  failed: {escape(f'{what}: {reason}')}", highlight=False)
 
 
 @study_app.command(epilog="Example: layer-energy study analyze results/runs.csv --out results")

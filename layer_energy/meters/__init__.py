@@ -1,6 +1,7 @@
 """Meters: what a joule is, one file per source. Importing this registers all."""
 
 from layer_energy.meters.base import (
+    READ_EVERY_S,
     Meter,
     Reading,
     average_power_w,
@@ -17,6 +18,7 @@ from layer_energy.meters.simulated import SimulatedMeter, VirtualClock
 from layer_energy.meters.zeus import ZeusMeter
 
 __all__ = [
+    "READ_EVERY_S",
     "EstimatedMeter",
     "Meter",
     "NvmlMeter",

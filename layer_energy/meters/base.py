@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from layer_energy.errors import InvalidInput, MeterError
 
 QUALITIES = ("measured", "estimated", "simulated", "replayed")
+READ_EVERY_S = 30.0
+"""Counters wrap: during work that takes longer, a meter is read this often."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def _open() -> Any:
     try:
         from zeus.monitor import ZeusMonitor
     except ImportError:
-        raise MeterError("zeus is not installed: pip install 'layer-energy[zeus]'") from None
+        raise MeterError("zeus is not installed: pip install zeus") from None
     try:
         return ZeusMonitor()
     except Exception as error:  # whatever the drivers below zeus raise

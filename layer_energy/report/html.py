@@ -68,9 +68,7 @@ def _plotly_js() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise MissingPackage(
-            'the HTML report needs plotly: pip install "layer-energy[report]"'
-        ) from None
+        raise MissingPackage("the HTML report needs plotly: pip install plotly") from None
     return str(get_plotlyjs())
 
 

@@ -24,7 +24,7 @@ def new_axes() -> Axes:
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise MissingPackage('plots need matplotlib: pip install "layer-energy[report]"') from None
+        raise MissingPackage("plots need matplotlib: pip install matplotlib") from None
     return pyplot.subplots(layout="constrained")[1]
 
 

@@ -271,8 +271,8 @@ class EnergyReport:
             ``path``.
 
         Raises:
-            MissingPackage: without plotly (``pip install "layer-energy[report]"``), or, for a
-                country, without CodeCarbon.
+            MissingPackage: without plotly (the extra ``report``), or, for a country, without
+                CodeCarbon (the extra ``carbon``).
             InvalidInput: if the intensity or the price is negative or not a finite number.
         """
         from layer_energy.report.html import write_html
@@ -295,7 +295,7 @@ class EnergyReport:
             ax: axes to draw into; new ones if not given.
 
         Raises:
-            MissingPackage: without matplotlib (``pip install "layer-energy[report]"``).
+            MissingPackage: without matplotlib (the extra ``report``).
         """
         from layer_energy.report.plot import plot
 

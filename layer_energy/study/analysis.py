@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -54,8 +54,7 @@ class Analysis:
         near = front[front["loss"] < TOLERATED_LOSS] if len(front) else front
         if near.empty:
             return None
-        best: dict[str, Any] = json.loads(near.sort_values(ENERGY).iloc[0].to_json())
-        return best
+        return _records(near.sort_values(ENERGY).head(1))[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is not a number is ``None``."""
@@ -64,10 +63,7 @@ class Analysis:
             "factors": list(self.factors),
             "notes": list(self.notes),
             "best_saving": self.best_saving(),
-            **{
-                name: json.loads(table.to_json(orient="records"))
-                for name, table in self.tables.items()
-            },
+            **{name: _records(table) for name, table in self.tables.items()},
         }
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -112,7 +108,14 @@ def analyze(table: pd.DataFrame) -> Analysis:
     table = table.copy()
     if {"time_s", "images"} <= set(table):
         table["time_per_image_s"] = table["time_s"] / table["images"]
-    factors = tuple(f for f in FACTORS if f in table and table[f].nunique() > 1)
+    notes = [*table.attrs.get("notes", ())]
+    complete = table.dropna(subset=_varied(table))
+    if len(complete) < len(table):
+        lost = len(table) - len(complete)
+        names = [f for f in _varied(table) if table[f].isna().any()]
+        notes.append(f"{lost} of {len(table)} runs have no {' or '.join(names)}: left out")
+    table = complete.reset_index(drop=True)
+    factors = tuple(_varied(table))
     if not factors:
         raise InvalidInput(
             f"nothing varies in this table: a study compares two or more of {', '.join(FACTORS)}"
@@ -123,7 +126,6 @@ def analyze(table: pd.DataFrame) -> Analysis:
             f"no configuration has {MIN_RUNS} runs or more, which the statistics need; "
             "raise repetitions, or finish the study"
         )
-    notes = [*table.attrs.get("notes", ())]
     if sizes.min() < MIN_RUNS:
         few = int((sizes < MIN_RUNS).sum())
         notes.append(f"{few} of {len(sizes)} configurations have under {MIN_RUNS} runs: not tested")
@@ -140,6 +142,10 @@ def analyze(table: pd.DataFrame) -> Analysis:
         "pareto": _pareto(table, factors, notes),
     }
     return Analysis(table, factors, tables, tuple(notes))
+
+
+def _varied(table: pd.DataFrame) -> list[str]:
+    return [f for f in FACTORS if f in table and table[f].nunique() > 1]
 
 
 def _by_configuration(
@@ -246,3 +252,14 @@ def _groups(
         return
     for levels, part in table.groupby(list(factors)):
         yield dict(zip(factors, levels, strict=True)), part
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A dict a row, of JSON values; what is no finite number is ``None``."""
+    return [
+        {
+            str(name): None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        for row in table.to_dict("records")
+    ]

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from layer_energy.errors import DatasetError, MeterError
+from layer_energy.errors import DatasetError, DeviceLost, MeterError
 from layer_energy.study.log import RunLog
-from layer_energy.study.spec import PlannedRun, Study
+from layer_energy.study.spec import Configuration, PlannedRun, Study
 from layer_energy.study.table import TABLE, Run, write_runs
 
 LOG_NAME = "runs.jsonl"
 _NAP_S = 0.2
+_LAST = (MeterError, DeviceLost)
+"""Errors after which this process can do no further run."""
 
 
 class Trainer(Protocol):
@@ -26,8 +28,8 @@ class Trainer(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """What else to write beside the table, such as the meters' ``assumptions``."""
 
-    def warm_up(self, should_stop: Callable[[], bool]) -> None:
-        """Train without recording it."""
+    def warm_up(self, configuration: Configuration) -> None:
+        """Do the first training step of a configuration, and record nothing."""
 
     def train(self, planned: PlannedRun, should_stop: Callable[[], bool]) -> Run | None:
         """Do one run; ``None`` if it was told to stop."""
@@ -41,7 +43,7 @@ class StudySummary:
         planned: runs of the whole study.
         done: of them, finished by now.
         resumed: of those, finished before this call.
-        failed: run → what went wrong; calling again tries them again.
+        failed: run, or warm-up of a configuration → what went wrong; calling again tries it again.
         dropped: damaged lines of the log.
         table: the file of the runs that are done, if there are any.
     """
@@ -68,6 +70,7 @@ def run_study(
     on_run: Callable[[PlannedRun, Run | None], None] = lambda planned, run: None,
     should_stop: Callable[[], bool] = lambda: False,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> StudySummary:
     """Do the runs of a study that are not done yet, and write their table.
 
@@ -83,11 +86,13 @@ def run_study(
         on_run: called with each run that ended; ``None`` for one that failed.
         should_stop: asked often; once it is true, the run in flight is given up.
         sleep: waits that many seconds.
+        clock: seconds, of the warm-up.
 
     Raises:
         DatasetError: if the folder holds a finished study, or a begun one of another study file.
         InvalidInput: if a network or the images cannot be had.
         MeterError: if the joules cannot be read, or no longer; the runs until then are kept.
+        DeviceLost: if a device cannot be used any more; the runs until then are kept.
     """
     out = Path(out)
     log_path = out / LOG_NAME
@@ -108,6 +113,8 @@ def run_study(
         left = [planned for planned in order if planned.run_id not in log.runs]
         on_start(len(left))
         try:
+            if left:
+                _warm_up(study, trainer, summary, should_stop, clock)
             _do(left, study, trainer, log, summary, on_run, should_stop, sleep)
         finally:
             summary.done = len(log.runs)
@@ -122,6 +129,29 @@ def run_study(
     return summary
 
 
+def _warm_up(
+    study: Study,
+    trainer: Trainer,
+    summary: StudySummary,
+    should_stop: Callable[[], bool],
+    clock: Callable[[], float],
+) -> None:
+    """Each configuration in turn, until the time is over; one that fails is not warmed up again."""
+    deadline_s = clock() + study.protocol.warm_up_s
+    able = study.configurations()
+    while able and clock() < deadline_s:
+        for configuration in tuple(able):
+            if should_stop():
+                return
+            try:
+                trainer.warm_up(configuration)
+            except _LAST:
+                raise
+            except Exception as error:  # its runs are tried all the same
+                able.remove(configuration)
+                summary.failed[f"warm-up of {configuration}"] = _reason(error)
+
+
 def _do(
     left: list[PlannedRun],
     study: Study,
@@ -132,24 +162,26 @@ def _do(
     should_stop: Callable[[], bool],
     sleep: Callable[[float], None],
 ) -> None:
-    if left:
-        trainer.warm_up(should_stop)
     for planned in left:
         _pause(study.protocol.pause_s, should_stop, sleep)
         if should_stop():
             return
         try:
             run = trainer.train(planned, should_stop)
-        except MeterError:
+        except _LAST:
             raise
         except Exception as error:  # one bad run must not cost the night
-            summary.failed[str(planned.configuration)] = f"{type(error).__name__}: {error}"
+            summary.failed[str(planned)] = _reason(error)
             on_run(planned, None)
             continue
         if run is None:
             return
         log.append(run)
         on_run(planned, run)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _pause(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import tomllib
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ class Training:
             0 <= self.frozen_epochs <= self.epochs,
             "training.frozen_epochs", f"from 0 to training.epochs, {self.epochs}", self,
         )  # fmt: skip
-        _check(self.learning_rate > 0, "training.learning_rate", "above 0", self)
+        _check(0 < self.learning_rate < math.inf, "training.learning_rate", "above 0, finite", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,12 @@ class Protocol:
     max_power_w: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self.warm_up_s >= 0, "protocol.warm_up_s", "0 or more seconds", self)
-        _check(self.pause_s >= 0, "protocol.pause_s", "0 or more seconds", self)
+        for name in ("warm_up_s", "pause_s"):
+            seconds = getattr(self, name)
+            _check(0 <= seconds < math.inf, f"protocol.{name}", "0 or more seconds, finite", self)
         _check(
-            self.max_power_w is None or self.max_power_w > 0,
-            "protocol.max_power_w", "above 0 W", self,
+            self.max_power_w is None or 0 < self.max_power_w < math.inf,
+            "protocol.max_power_w", "above 0 W, finite", self,
         )  # fmt: skip
 
 
@@ -122,6 +124,9 @@ class PlannedRun:
     repetition: int
     configuration: Configuration
 
+    def __str__(self) -> str:
+        return f"run {self.run_id}, {self.configuration}, repetition {self.repetition}"
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -131,7 +136,7 @@ class Study:
         networks: names; see :func:`layer_energy.models.build_model`.
         batch_sizes: images per training step.
         image_sizes: height and width of the images.
-        devices: ``cpu``, ``cuda`` or ``cuda:N``.
+        devices: ``cpu``, ``cuda`` (which is ``cuda:0``) or ``cuda:N``.
         repetitions: runs of each configuration; the paper's are 30.
         data, training, protocol: the sections of these names.
         seed: of the order, the split of the images and, with the repetition, initial weights.
@@ -161,7 +166,8 @@ class Study:
         _check(self.repetitions >= 1, "repetitions", "1 or more", self)
         for name in ("networks", "batch_sizes", "image_sizes", "devices"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            distinct = {"cuda:0" if each == "cuda" else each for each in values}
+            if not values or len(distinct) < len(values):
                 raise InvalidInput(f"{name} must name one or more, each once, got {list(values)}")
         for name in ("batch_sizes", "image_sizes"):
             if min(getattr(self, name)) < 1:
@@ -217,7 +223,8 @@ def load_study(path: str | Path) -> Study:
         raise InvalidInput(f"{path}: {error}") from error
     if study.data.path is None:
         return study
-    return replace(study, data=replace(study.data, path=str(path.parent / study.data.path)))
+    folder = (path.parent / study.data.path).resolve()  # however the study file was named
+    return replace(study, data=replace(study.data, path=str(folder)))
 
 
 T = TypeVar("T")

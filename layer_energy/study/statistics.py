@@ -191,7 +191,8 @@ def library(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise MissingPackage(
-            f'the analysis of a study needs {name}: pip install "layer-energy[study]"'
+            f"the analysis of a study needs {name}: pip install matplotlib pingouin "
+            "scikit-posthocs (the extra study)"
         ) from error
 
 

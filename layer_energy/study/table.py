@@ -144,6 +144,8 @@ def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> pd.
 
 
 def _renamed(table: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
+    import pandas as pd
+
     known = [column.name for column in COLUMNS]
     renamed = table.copy()
     for name, source in columns.items():
@@ -156,7 +158,16 @@ def _renamed(table: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.
             raise DatasetError(
                 f"{path} has no column {column!r}; there are {', '.join(map(str, table.columns))}"
             )
-        renamed[name] = table[column] if factor is None else table[column] * factor
+        if factor is None:
+            renamed[name] = table[column]
+            continue
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if len(text := table[column][numbers.isna()].dropna()):
+            raise DatasetError(
+                f"{path}: the column {column!r} holds {text.iloc[0]!r}, which cannot be multiplied "
+                f"by {factor:g}; write it as a plain number, or leave it empty"
+            )
+        renamed[name] = numbers * factor
     return renamed
 
 
@@ -172,6 +183,9 @@ def _source(text: str) -> tuple[str, float | None]:
 def _checked(table: pd.DataFrame, path: Path, notes: list[str]) -> pd.DataFrame:
     import pandas as pd
 
+    for name in NUMBERS:
+        if name in table and not pd.api.types.is_numeric_dtype(table[name]):
+            raise DatasetError(f"{path}: the column {name} holds something else than numbers")
     if "energy_per_image_j" not in table and {"energy_j", "images"} <= set(table):
         table["energy_per_image_j"] = table["energy_j"] / table["images"]
     for name in ("network", "energy_per_image_j"):
@@ -180,9 +194,6 @@ def _checked(table: pd.DataFrame, path: Path, notes: list[str]) -> pd.DataFrame:
                 f"{path} has no column {name!r}; there are {', '.join(map(str, table.columns))}. "
                 f"Say which one it is: --column {name}=COLUMN"
             )
-    for name in NUMBERS:
-        if name in table and not pd.api.types.is_numeric_dtype(table[name]):
-            raise DatasetError(f"{path}: the column {name} holds something else than numbers")
     if (table["energy_per_image_j"] <= 0).any():
         raise DatasetError(f"{path}: energy_per_image_j must be above 0 in every row")
     known = table[table["energy_per_image_j"].notna() & table["network"].notna()]

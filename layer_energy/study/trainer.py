@@ -8,8 +8,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -20,8 +20,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from layer_energy.device import local_cpu, local_gpu
-from layer_energy.errors import InvalidInput
-from layer_energy.meters import Meter, Reading, average_power_w, open_meter
+from layer_energy.errors import DeviceLost, InvalidInput, MeasureError
+from layer_energy.meters import READ_EVERY_S, Meter, Reading, average_power_w, open_meter
 from layer_energy.study.images import load_images
 from layer_energy.study.loop import build_classifier, fit
 from layer_energy.study.spec import Configuration, PlannedRun, Study, Training
@@ -72,23 +72,24 @@ class TorchTrainer:
         sentences = itertools.chain(*(meter.assumptions for meter in self._meters.values()))
         return {"assumptions": list(dict.fromkeys(sentences))}
 
-    def warm_up(self, should_stop: Stop) -> None:
-        """An epoch's first step of each configuration in turn, until the warm-up is over."""
-        deadline_s = time.monotonic() + self._study.protocol.warm_up_s
+    def warm_up(self, configuration: Configuration) -> None:
+        """The first training step of one configuration."""
         once = replace(self._study.training, epochs=1, frozen_epochs=0)
 
         def stop() -> None:
             raise _Stopped
 
-        while time.monotonic() < deadline_s:
-            for configuration in self._study.configurations():
-                if should_stop():
-                    return
-                with suppress(_Stopped):
-                    self._fit(configuration, once, self._study.seed, on_step=stop)
+        with suppress(_Stopped):
+            self._fit(configuration, once, self._study.seed, on_step=stop)
 
     def train(self, planned: PlannedRun, should_stop: Stop) -> Run | None:
-        """Do one run; ``None`` if it was told to stop."""
+        """Do one run; ``None`` if it was told to stop.
+
+        Raises:
+            MeasureError: if the meter counted nothing in it.
+            MeterError: if the meter cannot be read any more.
+            DeviceLost: if the GPU cannot be used any more.
+        """
         configuration, training = planned.configuration, self._study.training
         meter = self._meters[configuration.device]
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -104,6 +105,12 @@ class TorchTrainer:
         except _Stopped:
             return None
         average_power_w(before, after)  # raises where the readings make no sense
+        time_s, energy_j = after.time_s - before.time_s, after.energy_j - before.energy_j
+        if energy_j == 0:
+            raise MeasureError(
+                f"the run is too short for the meter: {meter.name} counted no joules in "
+                f"{time_s:.3g} s; raise training.epochs or data.images"
+            )
         truth = self._images(configuration.image_size).truth
         return Run(
             run_id=planned.run_id,
@@ -112,8 +119,8 @@ class TorchTrainer:
             epochs=training.epochs,
             frozen_epochs=training.frozen_epochs,
             images=images,
-            time_s=after.time_s - before.time_s,
-            energy_j=after.energy_j - before.energy_j,
+            time_s=time_s,
+            energy_j=energy_j,
             utilisation=utilisation,
             accuracy=float(accuracy_score(truth, predicted)),
             f1=float(f1_score(truth, predicted, average="macro", zero_division=0)),
@@ -134,7 +141,17 @@ class TorchTrainer:
         device = torch.device(configuration.device)
         images = self._images(configuration.image_size)
         meter = self._meters[configuration.device]
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        read_s = time.monotonic()
+
+        def step() -> None:
+            nonlocal read_s
+            on_step()
+            if time.monotonic() - read_s >= READ_EVERY_S:  # of two wraps of a counter, it sees one
+                read_s = time.monotonic()
+                meter.read()
+
+        forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with _device_errors(device), forked:
             torch.manual_seed(seed)
             classifier = build_classifier(configuration.network, images.classes)
             classifier.network.to(device)
@@ -142,7 +159,7 @@ class TorchTrainer:
             with _Utilisation(device) as utilisation:
                 before = meter.read()
                 seen, predicted = fit(
-                    classifier, images, configuration.batch_size, training, device, seed, on_step
+                    classifier, images, configuration.batch_size, training, device, seed, step
                 )
                 _synchronize(device)
                 after = meter.read()
@@ -235,3 +252,19 @@ def _meter(study: Study, device: Device) -> Meter:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _device_errors(device: torch.device) -> Iterator[None]:
+    """An error after which the device does not answer any more becomes ``DeviceLost``."""
+    try:
+        yield
+    except Exception as error:  # torch and the networks of strangers raise anything
+        try:
+            _synchronize(device)
+        except RuntimeError as lost:
+            raise DeviceLost(
+                f"{device} cannot be used any more ({lost}); the runs until now are kept: begin "
+                "again with the same study and folder, in a new process"
+            ) from error
+        raise

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from layer_energy.errors import LayerEnergyError
+from layer_energy.meters import READ_EVERY_S
 from layer_energy.training.projection import Projection
 from layer_energy.training.projector import EnergyProjector
 from layer_energy.units import si
@@ -64,7 +68,8 @@ class EnergyProgress:
 def track(projector: EnergyProjector, console: Console | None = None) -> Iterator[int]:
     """Epoch numbers 0 to N − 1 for a plain loop, each epoch measured and projected, with a display.
 
-    Leaving the loop early ends the run: ``projector.projection`` then holds what it used.
+    Leaving the loop early ends the run: ``projector.projection`` then holds what it used. During an
+    epoch a thread reads the meter now and then, as some counters wrap.
 
     >>> for epoch in track(EnergyProjector(open_meter(), epochs=90)):  # doctest: +SKIP
     ...     train_one_epoch()
@@ -73,7 +78,26 @@ def track(projector: EnergyProjector, console: Console | None = None) -> Iterato
     with EnergyProgress(projector.epochs, console) as progress:
         try:
             while (epoch := projector.epochs_done) < projector.epochs:
-                yield epoch
+                with _read_now_and_then(projector):
+                    yield epoch
                 progress.show(projector.end_epoch())
         finally:
             progress.show(projector.finish())
+
+
+@contextmanager
+def _read_now_and_then(projector: EnergyProjector) -> Iterator[None]:
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.wait(READ_EVERY_S):
+            with suppress(LayerEnergyError):  # the end of the epoch reads again, and raises it
+                projector.so_far_j()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

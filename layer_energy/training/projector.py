@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,18 @@ from layer_energy.training.step import FORMS, Blocks, project
 if TYPE_CHECKING:
     from torch import nn
 
+_READING = threading.Lock()
+"""Meters are read by one thread at a time."""
+
 
 class EnergyProjector:
     """Projects the joules of a training run from the epochs done so far.
 
     Call :meth:`start` before the first epoch, :meth:`end_epoch` after each, and :meth:`finish`
     when training ends, early or not. :func:`layer_energy.training.progress.track` does so for a
-    plain loop; the callbacks do for Lightning and for Hugging Face's ``Trainer``.
+    plain loop; the callbacks do for Lightning and for Hugging Face's ``Trainer``. These also read
+    the meter within long epochs, as some counters wrap; without them, call :meth:`so_far_j` now and
+    then where an epoch lasts longer than a few minutes.
 
     Args:
         meter: any :class:`~layer_energy.meters.Meter`.
@@ -77,10 +83,7 @@ class EnergyProjector:
         self._changed_at = 0
 
     def so_far_j(self) -> float:
-        """Joules since :meth:`start`, now.
-
-        Where epochs last longer than a few minutes, call it now and then: some counters wrap.
-        """
+        """Joules since :meth:`start`, now."""
         self._require_start()
         return self._read().energy_j - self._marks[0].energy_j
 
@@ -171,7 +174,11 @@ class EnergyProjector:
         )
 
     def _read(self) -> Reading:
-        reading, last = self.meter.read(), self._last
+        with _READING:
+            return self._checked(self.meter.read())
+
+    def _checked(self, reading: Reading) -> Reading:
+        last = self._last
         if not (math.isfinite(reading.time_s) and math.isfinite(reading.energy_j)):
             raise MeterError(f"the {self.meter.name} meter read {reading}; expected finite numbers")
         if last and (reading.time_s < last.time_s or reading.energy_j < last.energy_j):

@@ -2,7 +2,7 @@
 
 Three datasets: the committed CPU, the paper's, and a synthetic GPU whose truth is known.
 
-Run:  python tests/benchmarks/intervals.py
+Run:  python -m tests.benchmarks.intervals
 """
 
 from __future__ import annotations

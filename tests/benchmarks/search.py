@@ -1,6 +1,6 @@
 """Candidates a second: ``score`` beside fvcore and ``FlopCounterMode``, on the same networks.
 
-Run:  python tests/benchmarks/search.py [--candidates 10000]
+Run:  python -m tests.benchmarks.search [--candidates 10000]
 
 The candidates are random cells of convolutions, pooling and linear layers (``tests/search_space``)
 on the CPU, built while ``score`` takes them from a generator, which leaves out the time for that.

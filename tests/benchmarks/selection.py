@@ -4,7 +4,7 @@ For each layer type the regressor chosen on random rows alone, beside the mean e
 candidate on layers of real networks (the paper's data, a synthetic GPU), and on whole networks
 (the committed CPU dataset, whose layers were not measured inside networks).
 
-Run:  python tests/benchmarks/selection.py [paper|gpu|cpu ...]
+Run:  python -m tests.benchmarks.selection [paper|gpu|cpu ...]
 """
 
 from __future__ import annotations

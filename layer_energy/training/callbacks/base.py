@@ -7,12 +7,9 @@ import warnings
 from collections.abc import Callable
 
 from layer_energy.errors import LayerEnergyError
-from layer_energy.meters import Meter, open_meter
+from layer_energy.meters import READ_EVERY_S, Meter, open_meter
 from layer_energy.training.projection import Projection
 from layer_energy.training.projector import EnergyProjector
-
-READ_EVERY_S = 30.0
-"""Counters wrap; within long epochs the meter is read this often."""
 
 
 class EnergyHooks:
@@ -33,7 +30,8 @@ class EnergyHooks:
         self.projector = EnergyProjector(meter or open_meter(), epochs=1, form=form)
         self._show = show
         self._failed = False
-        self._read_at = 0.0
+        self._running = False
+        self._read_s = 0.0
 
     @property
     def projection(self) -> Projection | None:
@@ -45,11 +43,12 @@ class EnergyHooks:
         self.projector.model = model  # type: ignore[assignment]  # the frameworks' own types
         self._guarded(lambda: setattr(self.projector, "epochs", epochs))
         self._guarded(self.projector.start)
+        self._running, self._read_s = True, time.monotonic()
 
     def tick(self) -> None:
-        """A step has ended."""
-        if time.monotonic() - self._read_at > READ_EVERY_S:
-            self._read_at = time.monotonic()
+        """A step of training or validation has ended; counters wrap within long epochs."""
+        if self._running and time.monotonic() - self._read_s >= READ_EVERY_S:
+            self._read_s = time.monotonic()
             self._guarded(self.projector.so_far_j)
 
     def epoch_ends(self, epochs: float, may_stop_in: int | None) -> None:
@@ -64,6 +63,7 @@ class EnergyHooks:
     def end(self) -> None:
         """The run has ended, early or not."""
         self._guarded(lambda: self._show(self.projector.finish()))
+        self._running = False
 
     def _guarded(self, act: Callable[[], object]) -> None:
         if self._failed:

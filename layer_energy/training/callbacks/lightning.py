@@ -51,6 +51,9 @@ class EnergyCallback(Callback):
     def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
         self.hooks.tick()
 
+    def on_validation_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        self.hooks.tick()
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self.hooks.epoch_ends(self._epochs(trainer), _may_stop_in(trainer.early_stopping_callback))
 

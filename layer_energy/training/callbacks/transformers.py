@@ -54,6 +54,9 @@ class EnergyCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.hooks.tick()
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.hooks.tick()
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = self.hooks.projector.epochs_done + 1
         steps = max(state.global_step - self._first_step, 1)
