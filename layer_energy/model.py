@@ -27,7 +27,7 @@ from layer_energy.profile_format import SCHEMA_VERSION, damaged, finite, half_wi
 from layer_energy.regressors import AUTO, Features, Regressor, choose, features, load, make
 from layer_energy.regressors.base import TARGETS
 from layer_energy.regressors.features import Array
-from layer_energy.workload import Gradients, Params, Workload
+from layer_energy.workload import Gradients, Measurement, Params, Workload
 
 if TYPE_CHECKING:
     from layer_energy.dataset import Dataset
@@ -214,12 +214,13 @@ class EnergyModel:
         Raises:
             DatasetError: if no layer type has ``MIN_ROWS`` usable rows.
         """
-        groups: dict[str, list[Any]] = {}
+        groups: dict[str, list[Measurement]] = {}
         for row in dataset.measurements:
             if row.usable:
                 groups.setdefault(_key(row.workload), []).append(row)
         kinds = {}
-        for key, rows in sorted(groups.items()):
+        for key, every in sorted(groups.items()):
+            rows = _steady(every)
             if len(rows) >= MIN_ROWS:
                 x = features([row.workload for row in rows])
                 y = np.array([[row.energy_j, row.time_s] for row in rows])
@@ -534,6 +535,12 @@ def _price_by_law(
 
 _Priced = tuple[Workload, Workload, int]
 """A workload, the one whose regressor prices it, and how many of that."""
+
+
+def _steady(rows: list[Measurement]) -> list[Measurement]:
+    """Without those measured while references ran slower than usual, where enough are left."""
+    steady = [row for row in rows if "drift" not in row.flags]
+    return steady if len(steady) >= 2 * MIN_ROWS else rows
 
 
 def _key(workload: Workload) -> str:
