@@ -130,7 +130,7 @@ class Memo(TorchFunctionMode):
         tensors: list[torch.Tensor] = []
         kwargs = kwargs or {}
         key = _key(func, args, kwargs, tensors)
-        known = self._known(key)
+        known = self._known(key, tensors)
         if known is None:
             return self._run(key, func, args, kwargs, tensors)
         with no_dispatch():
@@ -144,7 +144,7 @@ class Memo(TorchFunctionMode):
             tensors: list[torch.Tensor] = []
             with torch._C.DisableTorchFunction():
                 key = _key(leaf.kind, args, kwargs, tensors)
-                known = self._known(key)
+                known = self._known(key, tensors)
                 if known is not None:
                     with no_dispatch():
                         return known.again(tensors)
@@ -152,10 +152,11 @@ class Memo(TorchFunctionMode):
 
         return forward
 
-    def _known(self, key: Hashable) -> _Call | None:
+    def _known(self, key: Hashable, tensors: list[torch.Tensor]) -> _Call | None:
         known = self._calls.get(key)
-        if known is not None:
-            self._recorder.seen += known.seen
+        if known is None or not _told_by_keys(tensors):
+            return None
+        self._recorder.seen += known.seen
         return known
 
     def _run(
@@ -169,7 +170,7 @@ class Memo(TorchFunctionMode):
         """Call under the recorder, and remember it if the key holds all that mattered."""
         recorder, before = self._recorder, len(self._recorder.seen)
         notes, outer = recorder.notes, self._certain
-        recorder.notes, self._certain = {}, bool(tensors) and all(t.is_meta for t in tensors)
+        recorder.notes, self._certain = {}, _told_by_keys(tensors)
         try:
             out = function(*args, **kwargs)
         finally:
@@ -207,6 +208,11 @@ def _output(out: torch.Tensor, tensors: list[torch.Tensor]) -> _Output | None:
             offset = int(out.storage_offset() - t.storage_offset())
             return _Output(*like, i, offset) if t.dtype == out.dtype else None
     return _Output(*like) if out.is_meta else None
+
+
+def _told_by_keys(tensors: list[torch.Tensor]) -> bool:
+    """Whether calls on such tensors are determined by their keys: of host constants, values are."""
+    return bool(tensors) and all(t.is_meta for t in tensors)
 
 
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype})
