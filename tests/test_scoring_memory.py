@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from layer_energy import predict_energy, score
 
@@ -28,11 +29,52 @@ class ReadsConstants(nn.Module):
         return x[..., : int(constant[0])].relu(), few
 
 
+class SlicesItsWeights(nn.Module):
+    """Calls a layer with part of its weights, as supernets do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        some = {"weight": self.conv.weight[:4], "bias": self.conv.bias[:4]}
+        return self.conv(x), functional_call(self.conv, some, (x,))
+
+
+class SwitchesItsDilation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+
+    def forward(self, x):
+        before = self.layers(x)
+        self.layers[0].dilation = (5, 5)
+        after = self.layers(x)
+        self.layers[0].dilation = (1, 1)
+        return before, after
+
+
+class TrainsABit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        evaluated = self.norm(x)
+        self.norm.train()
+        trained = self.norm(x)
+        self.norm.eval()
+        return evaluated, trained
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: [ReadsConstants(in_place=False)],
         lambda: [ReadsConstants(in_place=True)],
+        lambda: [SlicesItsWeights()],
+        lambda: [SwitchesItsDilation()],
+        lambda: [TrainsABit()],
     ],
 )
 def test_every_candidate_has_the_price_it_has_alone(make):

@@ -142,13 +142,17 @@ class Memo(TorchFunctionMode):
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             tensors: list[torch.Tensor] = []
-            with torch._C.DisableTorchFunction():
-                key = _key(leaf.kind, args, kwargs, tensors)
-                known = self._known(key, tensors)
-                if known is not None:
-                    with no_dispatch():
+            with torch._C.DisableTorchFunction(), no_dispatch():
+                intact = leaf.intact
+                if intact:
+                    key = _key(leaf.kind, args, kwargs, tensors)
+                    known = self._known(key, tensors)
+                    if known is not None:
                         return known.again(tensors)
-            return self._run(key, run, args, kwargs, tensors)
+            if intact:
+                return self._run(key, run, args, kwargs, tensors)
+            self._changed = True  # perhaps only for this call
+            return run(*args, **kwargs)
 
         return forward
 
