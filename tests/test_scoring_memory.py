@@ -67,6 +67,25 @@ class TrainsABit(nn.Module):
         return evaluated, trained
 
 
+class HooksItsLayer(nn.Module):
+    def __init__(self, hook):
+        super().__init__()
+        self.hook = hook
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        self.hook(self.conv)
+        return self.conv(x)
+
+
+def relu_after(layer):
+    layer.register_forward_hook(lambda module, args, out: out.relu())
+
+
+def relu_before(layer):
+    layer.register_forward_pre_hook(lambda module, args: (args[0].relu(),))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -75,6 +94,8 @@ class TrainsABit(nn.Module):
         lambda: [SlicesItsWeights()],
         lambda: [SwitchesItsDilation()],
         lambda: [TrainsABit()],
+        lambda: [HooksItsLayer(relu_after), nn.Conv2d(3, 8, 3)],
+        lambda: [HooksItsLayer(relu_before), nn.Conv2d(3, 8, 3)],
     ],
 )
 def test_every_candidate_has_the_price_it_has_alone(make):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import marshal
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -25,20 +26,21 @@ class Leaf:
     Attributes:
         kind: the same for all stand-ins of like layers.
         module: the layer.
-        state: dictionaries that hold its attributes, and copies of them, to see whether a forward
-            changed any.
+        held: containers of its attributes, hooks included, in all its parts.
+        before: copies of those, to see whether a forward changed any.
     """
 
     kind: object
     module: nn.Module
-    state: list[tuple[dict[str, Any], dict[str, Any]]]
+    held: list[Any]
+    before: list[Any]
 
     @property
     def intact(self) -> bool:
-        """Whether its attributes are the very objects they were."""
+        """Whether its attributes are as they were."""
         try:
-            return all(now == before for now, before in self.state)
-        except RuntimeError:  # another tensor, which has no truth value
+            return self.held == self.before
+        except (RuntimeError, ValueError):  # another tensor or array, which has no truth value
             return False
 
 
@@ -86,9 +88,10 @@ class Leaves:
 
     def _make(self, kind: object, module: nn.Module) -> Leaf:
         clone = meta_clone(module).train(False)
-        leaf = Leaf(kind, clone, [])
+        leaf = Leaf(kind, clone, [], [])
         clone.__dict__["forward"] = self._replace_forward(leaf)
-        leaf.state = _state(clone)
+        leaf.held = _containers(clone)
+        leaf.before = list(map(copy.copy, leaf.held))
         return leaf
 
     def _key(self, module: nn.Module) -> Hashable | None:
@@ -133,8 +136,10 @@ def _attributes(module: nn.Module) -> tuple[int, Any, Any] | None:
     return len(module.__dict__), itemgetter(*sorted(names - set(hooks))), itemgetter(*hooks)
 
 
-def _state(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    held: list[dict[str, Any]] = []
+def _containers(module: nn.Module) -> list[Any]:
+    """Whatever a forward may put something into."""
+    held: list[Any] = []
     for part in module.modules():
-        held += (part.__dict__, part._parameters, part._buffers, part._modules)
-    return [(live, live.copy()) for live in held]
+        held.append(part.__dict__)
+        held += (v for v in part.__dict__.values() if isinstance(v, (dict, list, set)))
+    return held
