@@ -86,6 +86,16 @@ def relu_before(layer):
     layer.register_forward_pre_hook(lambda module, args: (args[0].relu(),))
 
 
+class Conjugates(nn.Module):
+    """Copies what is only marked as conjugated, or negated, and what is neither."""
+
+    def forward(self, x):
+        z = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        turned = z.conj()
+        plain = torch.resolve_conj(z), torch.resolve_neg(z.imag)
+        return *plain, torch.resolve_conj(turned), torch.resolve_neg(turned.imag)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -96,6 +106,7 @@ def relu_before(layer):
         lambda: [TrainsABit()],
         lambda: [HooksItsLayer(relu_after), nn.Conv2d(3, 8, 3)],
         lambda: [HooksItsLayer(relu_before), nn.Conv2d(3, 8, 3)],
+        lambda: [Conjugates()],
     ],
 )
 def test_every_candidate_has_the_price_it_has_alone(make):

@@ -207,16 +207,23 @@ def _output(out: torch.Tensor, tensors: list[torch.Tensor]) -> _Output | None:
     for i, t in enumerate(tensors):
         if out is t:
             return _Output(*like, i)
+    if type(out) is not torch.Tensor or not _is_plain(out):
+        return None
     for i, t in enumerate(tensors):
         if t.untyped_storage()._cdata == storage:
             offset = int(out.storage_offset() - t.storage_offset())
             return _Output(*like, i, offset) if t.dtype == out.dtype else None
-    return _Output(*like) if out.is_meta else None
+    return _Output(*like)
 
 
 def _told_by_keys(tensors: list[torch.Tensor]) -> bool:
-    """Whether calls on such tensors are determined by their keys: of host constants, values are."""
-    return bool(tensors) and all(t.is_meta for t in tensors)
+    """Whether calls on such tensors are determined by their keys."""
+    return bool(tensors) and all(map(_is_plain, tensors))
+
+
+def _is_plain(t: torch.Tensor) -> bool:
+    """Whether a tensor has neither values nor a conjugation or negation still to be done."""
+    return t.is_meta and not t.is_conj() and not t.is_neg()
 
 
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype})
