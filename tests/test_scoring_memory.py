@@ -96,6 +96,18 @@ class Conjugates(nn.Module):
         return *plain, torch.resolve_conj(turned), torch.resolve_neg(turned.imag)
 
 
+class MapsSamples(nn.Module):
+    """Does to one sample what it does to each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        first = self.conv(x[0] * 2)
+        return torch.vmap(lambda image: self.conv(image * 2))(x), first
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -107,6 +119,7 @@ class Conjugates(nn.Module):
         lambda: [HooksItsLayer(relu_after), nn.Conv2d(3, 8, 3)],
         lambda: [HooksItsLayer(relu_before), nn.Conv2d(3, 8, 3)],
         lambda: [Conjugates()],
+        lambda: [MapsSamples()],
     ],
 )
 def test_every_candidate_has_the_price_it_has_alone(make):

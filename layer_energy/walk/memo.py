@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 
@@ -218,7 +219,8 @@ def _output(out: torch.Tensor, tensors: list[torch.Tensor]) -> _Output | None:
 
 def _told_by_keys(tensors: list[torch.Tensor]) -> bool:
     """Whether calls on such tensors are determined by their keys."""
-    return bool(tensors) and all(map(_is_plain, tensors))
+    plain = bool(tensors) and all(map(_is_plain, tensors))
+    return plain and maybe_current_level() is None  # else of samples of what vmap is given
 
 
 def _is_plain(t: torch.Tensor) -> bool:
