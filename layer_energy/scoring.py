@@ -134,6 +134,11 @@ def _walked(candidate: Candidate, walks: Walks) -> Walked:
     if isinstance(candidate, Trace):
         if candidate.mode != "inference":
             raise InvalidInput("score prices forward passes, not a trace of a training step")
+        if candidate.autocast is not None:
+            raise InvalidInput(
+                f"score prices one dtype; the trace was walked with autocast={candidate.autocast!r}"
+                "; give it to predict_energy, or walk it without"
+            )
         return Walked.from_trace(candidate)
     if isinstance(candidate, (list, tuple)) and all(isinstance(w, Workload) for w in candidate):
         return Walked("", candidate, "", None, ())

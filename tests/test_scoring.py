@@ -15,6 +15,7 @@ from torchvision import models
 from layer_energy import EnergyModel, predict_energy, score
 from layer_energy.errors import InvalidInput, ProfileError, WalkError
 from layer_energy.layers import workload
+from layer_energy.optimization import TrainingStep
 from layer_energy.walk import Walks, infer, walk
 from tests.search_space import INPUT, OPERATIONS, network, random_network
 from tests.synthetic import make_dataset
@@ -271,6 +272,17 @@ def test_traces_and_lists_of_workloads():
     assert frame["model"].tolist() == ["Sequential", "Sequential", "", "", ""]
     assert frame["parameters"].isna().tolist() == [False, True, True, True, True]
     assert frame["macs"].dtype == "Int64"
+
+
+def test_traces_of_what_score_does_not_price_are_refused_as_by_a_single_prediction():
+    model = nn.Conv2d(3, 8, 3)
+    mixed = walk(model, INPUT, autocast="bfloat16")
+    with pytest.raises(InvalidInput, match="autocast='bfloat16'"):
+        predict_energy(mixed, device=CPU)
+    with pytest.raises(InvalidInput, match=r"^candidate 1: .*autocast='bfloat16'"):
+        score([model, mixed], INPUT, device=CPU)
+    with pytest.raises(InvalidInput, match=r"^candidate 0: .*training step"):
+        score([walk(model, INPUT, step=TrainingStep())], device=CPU)
 
 
 def test_candidates_are_taken_one_by_one_and_none_is_kept():
