@@ -126,10 +126,7 @@ def predict_energy(
             f"no layer type of this profile prices {', '.join(places[:10])}; drop strict to price "
             "them by the bytes they move, or register and measure a layer type for them"
         )
-    assumptions = [*trace.notes, *prices.assumptions]
-    unmeasured = {call.workload.dtype for call in calls} - set(prices.dtypes)
-    if unmeasured & set(_QUANTISED):
-        assumptions.insert(0, "quantised operations were not measured: priced as in float32")
+    borrowed = unmeasured((call.workload.dtype for call in calls), prices)
     return EnergyReport(
         model=name or trace.model,
         device=prices.device["slug"],
@@ -145,7 +142,7 @@ def predict_energy(
         relative_uncertainty=prices.relative_uncertainty,
         network_ratio=prices.totals_of(mode).ratio,
         networks=prices.totals_of(mode).count,
-        assumptions=assumptions,
+        assumptions=[*borrowed, *trace.notes, *prices.assumptions],
         source=source_of(prices),
     )
 
@@ -218,6 +215,14 @@ def main_dtype(workloads: Iterable[Workload]) -> str:
     """The dtype that most of the workloads compute in, integers that are no numbers left out."""
     computed = Counter(w.dtype for w in workloads if w.dtype in (*_FLOATS, *_QUANTISED))
     return max(computed, key=lambda dtype: computed[dtype]) if computed else "float32"
+
+
+def unmeasured(dtypes: Iterable[str], prices: EnergyModel) -> list[str]:
+    """What to say about dtypes that a profile was not measured in, and prices all the same."""
+    quantised = set(_QUANTISED).intersection(dtypes)
+    if not quantised or quantised <= set(prices.dtypes):
+        return []
+    return ["quantised operations were not measured: priced as in float32"]
 
 
 def source_of(prices: EnergyModel) -> str:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layer_energy.errors import InvalidInput, LayerEnergyError, ProfileError
-from layer_energy.layers.base import count
+from layer_energy.layers.base import count, layer_type
 from layer_energy.layers.memory import GENERIC
 from layer_energy.model import EnergyModel, Estimate
-from layer_energy.predict import in_dtype, main_dtype, profile_for, source_of
+from layer_energy.predict import in_dtype, main_dtype, profile_for, source_of, unmeasured
 from layer_energy.report.total import total
 from layer_energy.walk import AMP, Trace, Walked, Walks
 from layer_energy.workload import Workload
@@ -100,6 +101,7 @@ def score(
         networks[i] = Counter()
         for workload, calls in Counter(walked.workloads).items():
             networks[i][in_dtype(workload, dtype)] += calls
+        borrowed = unmeasured((workload.dtype for workload in networks[i]), prices)
         rows[i] |= {
             "model": walked.model,
             "dtype": dtype or main_dtype(walked.workloads),
@@ -107,7 +109,7 @@ def score(
             "input": walked.inputs,
             "macs": sum(n * count(workload)[0].macs for workload, n in networks[i].items()),
             "parameters": walked.parameters,
-            "notes": "; ".join(walked.notes),
+            "notes": "; ".join([*borrowed, *walked.notes]),
         }
     ratio = prices.totals_of("inference").ratio
     for i, estimates in _priced(networks, prices, failed):
@@ -122,12 +124,19 @@ def score(
 def _several(candidates: Iterable[Candidate]) -> Iterable[Candidate]:
     from torch import nn
 
-    if isinstance(candidates, (nn.Module, Trace)) or not isinstance(candidates, Iterable):
-        raise InvalidInput(
-            f"candidates must be several models, got one {type(candidates).__name__}; "
-            "score([model]) scores a single one"
-        )
-    return candidates
+    if isinstance(candidates, str):
+        remedy = "score([layer_energy.models.build_model(name)]) scores a model by its name"
+    elif isinstance(candidates, (Mapping, nn.ModuleDict)):
+        remedy = "score(candidates.values()) scores its values"
+    elif isinstance(candidates, nn.ModuleList):
+        remedy = "score(list(candidates)) scores each module in it"
+    elif isinstance(candidates, (nn.Module, Trace)) or not isinstance(candidates, Iterable):
+        remedy = "score([model]) scores a single one"
+    else:
+        return candidates
+    raise InvalidInput(
+        f"candidates must be several models, got one {type(candidates).__name__}; {remedy}"
+    )
 
 
 def _walked(candidate: Candidate, walks: Walks) -> Walked:
@@ -139,10 +148,25 @@ def _walked(candidate: Candidate, walks: Walks) -> Walked:
                 f"score prices one dtype; the trace was walked with autocast={candidate.autocast!r}"
                 "; give it to predict_energy, or walk it without"
             )
+        _check(call.workload for call in candidate.calls)
         return Walked.from_trace(candidate)
     if isinstance(candidate, (list, tuple)) and all(isinstance(w, Workload) for w in candidate):
+        _check(candidate)
         return Walked("", candidate, "", None, ())
     return walks.walk(candidate)  # type: ignore[arg-type]  # which says what is no module
+
+
+def _check(workloads: Iterable[Workload]) -> None:
+    """Refuse workloads, made by hand, that are none of their layer type."""
+    for workload in set(workloads):
+        kind, params = workload.kind, workload.params
+        expected = list(layer_type(kind).space)
+        if list(params) != expected or not all(isinstance(n, Integral) for n in params.values()):
+            raise InvalidInput(f"{kind} takes whole numbers for {expected}, in order; got {params}")
+        try:
+            count(workload)
+        except ArithmeticError as error:
+            raise InvalidInput(f"{kind} cannot be counted with {params}: {error}") from error
 
 
 def _priced(

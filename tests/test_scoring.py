@@ -3,6 +3,7 @@
 import gc
 import random
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from torchvision import models
 
 from layer_energy import EnergyModel, predict_energy, score
 from layer_energy.errors import InvalidInput, ProfileError, WalkError
-from layer_energy.layers import workload
+from layer_energy.layers import layer_type, workload
 from layer_energy.optimization import TrainingStep
 from layer_energy.walk import Walks, infer, walk
+from layer_energy.workload import Params, Workload
 from tests.search_space import INPUT, OPERATIONS, network, random_network
 from tests.synthetic import make_dataset
 
@@ -285,6 +287,40 @@ def test_traces_of_what_score_does_not_price_are_refused_as_by_a_single_predicti
         score([walk(model, INPUT, step=TrainingStep())], device=CPU)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Workload("reul", Params({"elements": 4})), "no layer type is called 'reul'"),
+        (Workload("relu", Params({"elements": 4})), r"relu takes .*'in_place'\], in order; got"),
+        (Workload("relu", Params({"in_place": 0, "elements": 4})), "in order; got"),
+        (Workload("relu", Params({"elements": "4", "in_place": 0})), "relu takes whole numbers"),
+        (
+            Workload("conv2d", Params(dict.fromkeys(layer_type("conv2d").space, 0))),
+            "conv2d cannot be counted",
+        ),
+    ],
+)
+def test_workloads_made_by_hand_are_checked(wrong, message):
+    good = workload("relu", elements=4, in_place=0)
+    trace = walk(nn.ReLU(), (4,))
+    by_hand = replace(trace, calls=[replace(trace.calls[0], workload=wrong)])
+    for candidate in ([wrong], by_hand):
+        with pytest.raises(InvalidInput, match=f"^candidate 1: .*{message}"):
+            score([[good], candidate])
+        frame = score([[good], candidate, [good]], errors="coerce")
+        assert frame["energy_j"].isna().tolist() == [False, True, False]
+        assert frame["error"].str.contains(message).tolist() == [False, True, False]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_notes_say_what_a_single_prediction_says_of_quantised_operations():
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear})
+    (row,) = score([model], (1, 8), device=CPU).itertuples()
+    report = predict_energy(model, (1, 8), device=CPU)
+    assert row.notes == "; ".join(report.assumptions[: -len(EnergyModel.load(CPU).assumptions)])
+    assert "quantised" in row.notes
+
+
 def test_candidates_are_taken_one_by_one_and_none_is_kept():
     alive = []
 
@@ -348,6 +384,10 @@ def test_errors_become_rows_when_coerced():
         ([], {"errors": "ignore"}, InvalidInput, "'raise' or 'coerce', got 'ignore'"),
         (nn.Sequential(nn.ReLU()), {}, InvalidInput, r"got one Sequential; score\(\[model\]\)"),
         (3, {}, InvalidInput, "got one int"),
+        ("resnet18", {}, InvalidInput, r"got one str; .*build_model\(name\)"),
+        ({"small": nn.ReLU()}, {}, InvalidInput, r"got one dict; score\(candidates.values"),
+        (nn.ModuleList([nn.ReLU()]), {}, InvalidInput, r"got one ModuleList; score\(list\("),
+        (nn.ModuleDict({"a": nn.ReLU()}), {}, InvalidInput, r"got one ModuleDict; .*values"),
         ([nn.ReLU()], {"batch_size": 0}, InvalidInput, "candidate 0: .*at least 1"),
     ],
 )
