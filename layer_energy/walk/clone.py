@@ -23,7 +23,8 @@ HOST_CONSTANT_ELEMENTS = 4096
 def check_materialised(model: nn.Module) -> None:
     """Refuse lazy modules, whose shapes are not known before their first call."""
     registries = (held for m in modules_of(model) for held in (m._parameters, m._buffers))
-    if not any(t is not None and nn.parameter.is_lazy(t) for r in registries for t in r.values()):
+    kinds = {type(t) for tensors in registries for t in tensors.values()}
+    if not any(issubclass(of, nn.parameter.UninitializedTensorMixin) for of in kinds):
         return
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
@@ -62,17 +63,18 @@ def meta_clone(model: nn.Module, stand_ins: Mapping[int, nn.Module] | None = Non
             if b is not None and id(b) not in memo:
                 constant = not b.is_floating_point() and b.numel() <= HOST_CONSTANT_ELEMENTS
                 memo[id(b)] = b.detach().clone() if constant else _without_storage(b)
-    known = len(memo)
-    wrappers.seed(model, memo)
-    plain = len(memo) == known
-    if plain and all(map(_copied_by_attributes, {type(module) for module in modules})):
+    wrapped = wrappers.present(modules)
+    if wrapped:
+        wrappers.seed(model, memo)
+    elif all(map(_copied_by_attributes, set(map(type, modules)))):
         # what copy.deepcopy does too, many times slower
         for module in modules:
             memo[id(module)] = type(module).__new__(type(module))
         for module in modules:
             _copy_attributes(module.__dict__, memo[id(module)].__dict__, memo)
     clone = copy.deepcopy(model, memo)
-    wrappers.strip(clone)
+    if wrapped:
+        wrappers.strip(clone)
     return clone
 
 

@@ -17,11 +17,13 @@ from torch.fx import GraphModule
 
 from layer_energy.errors import InvalidInput, WalkError
 from layer_energy.optimization import TrainingStep
+from layer_energy.walk import wrappers
 from layer_energy.walk.autocast import AMP
 from layer_energy.walk.clone import (
     check_materialised,
     generators_kept,
     meta_clone,
+    modules_of,
     restored,
     to_meta,
 )
@@ -31,7 +33,6 @@ from layer_energy.walk.recorder import Recorder
 from layer_energy.walk.scope import Scope
 from layer_energy.walk.trace import LayerCall, Trace
 from layer_energy.walk.training import LOSS, check_step, step_calls
-from layer_energy.walk.wrappers import is_sharded, unwrap
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -134,9 +135,11 @@ def prepared(
     if not isinstance(model, nn.Module):
         raise InvalidInput(_not_a_model(model))
     check_batch_size(batch_size)
-    model, notes = unwrap(model)
+    notes: list[str] = []
+    if wrappers.present(modules_of(model)):
+        model, notes = wrappers.unwrap(model)
     check_materialised(model)
-    if is_sharded(model):  # a forward of it would wait for the other processes
+    if notes and wrappers.is_sharded(model):  # a forward of it would wait for the other processes
         model = _unsharded(model)
     if args or kwargs:
         inputs = given(args, kwargs)
