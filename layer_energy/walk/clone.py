@@ -78,10 +78,15 @@ def meta_clone(model: nn.Module, stand_ins: Mapping[int, nn.Module] | None = Non
     return clone
 
 
-def evaluating(model: nn.Module) -> None:
-    """``model.train(False)``, quickly where no class has its own ``train``."""
-    modules = modules_of(model)
-    if any(type(module).train is not nn.Module.train for module in modules):
+def evaluating(model: nn.Module, without: Container[int] = ()) -> None:
+    """``model.train(False)``, quickly where no class has its own ``train``.
+
+    Args:
+        model: what to set.
+        without: ``id`` of modules that are in evaluation mode already.
+    """
+    modules = modules_of(model, without)
+    if any(of.train is not nn.Module.train for of in set(map(type, modules))):
         model.train(False)
         return
     for module in modules:

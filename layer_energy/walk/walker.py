@@ -84,7 +84,8 @@ def walk(
     """
     if autocast not in (None, *AMP.values()):
         raise InvalidInput(f"autocast must be one of {', '.join(AMP.values())}, got {autocast!r}")
-    ready = prepared(model, args, kwargs, batch_size)
+    inputs = given(args, kwargs) if args or kwargs else None
+    ready = prepared(model, inputs, batch_size)
     if step is not None:
         check_step(step, ready.model)
     half = None if autocast is None else getattr(torch, autocast)
@@ -119,11 +120,10 @@ class Prepared(NamedTuple):
 
 def prepared(
     model: nn.Module | ExportedProgram,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
+    inputs: Inputs | None,
     batch_size: int | None,
 ) -> Prepared:
-    """Take off wrappers, and find inputs.
+    """Take off wrappers, and find inputs if there are none.
 
     Raises:
         InvalidInput: for inputs that cannot be understood or inferred.
@@ -141,15 +141,13 @@ def prepared(
     check_materialised(model)
     if notes and wrappers.is_sharded(model):  # a forward of it would wait for the other processes
         model = _unsharded(model)
-    if args or kwargs:
-        inputs = given(args, kwargs)
-        if batch_size is not None and batch_size != inputs.batch_size:
-            raise InvalidInput(
-                f"batch_size={batch_size}, but the input {inputs.description} holds "
-                f"{inputs.batch_size}; give one of the two"
-            )
-    else:
+    if inputs is None:
         inputs = infer(model, batch_size)
+    elif batch_size is not None and batch_size != inputs.batch_size:
+        raise InvalidInput(
+            f"batch_size={batch_size}, but the input {inputs.description} holds "
+            f"{inputs.batch_size}; give one of the two"
+        )
     return Prepared(model, name or type(model).__name__, inputs, [*notes, *inputs.assumed])
 
 
