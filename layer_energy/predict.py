@@ -213,8 +213,9 @@ def in_dtype(workload: Workload, dtype: str | None) -> Workload:
 
 def main_dtype(workloads: Iterable[Workload]) -> str:
     """The dtype that most of the workloads compute in, integers that are no numbers left out."""
-    computed = Counter(w.dtype for w in workloads if w.dtype in (*_FLOATS, *_QUANTISED))
-    return max(computed, key=lambda dtype: computed[dtype]) if computed else "float32"
+    calls = Counter(w.dtype for w in workloads)
+    computed = [dtype for dtype in calls if dtype in (*_FLOATS, *_QUANTISED)]
+    return max(computed, key=calls.__getitem__, default="float32")
 
 
 def unmeasured(dtypes: Iterable[str], prices: EnergyModel) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +83,9 @@ def score(
         raise InvalidInput(f"score prices one dtype, not mixed precision, got {dtype!r}")
     prices = profile_for(device, dtype)
     walks = Walks(args, kwargs, batch_size)
+    distinct = _Distinct(dtype)
     rows: list[dict[str, Any]] = []
-    networks: dict[int, Counter[Workload]] = {}
+    networks: dict[int, Counter[_Item]] = {}
 
     def failed(i: int, error: LayerEnergyError) -> None:
         if errors == "raise":
@@ -98,27 +99,56 @@ def score(
         except LayerEnergyError as error:
             failed(i, error)
             continue
-        networks[i] = Counter()
-        for workload, calls in Counter(walked.workloads).items():
-            networks[i][in_dtype(workload, dtype)] += calls
-        borrowed = unmeasured((workload.dtype for workload in networks[i]), prices)
+        networks[i] = calls = Counter(map(distinct.item, walked.workloads))
+        borrowed = unmeasured((item.workload.dtype for item in calls), prices)
         rows[i] |= {
             "model": walked.model,
             "dtype": dtype or main_dtype(walked.workloads),
             "batch_size": walked.batch_size,
             "input": walked.inputs,
-            "macs": sum(n * count(workload)[0].macs for workload, n in networks[i].items()),
+            "macs": sum(n * item.macs for item, n in calls.items()),
             "parameters": walked.parameters,
             "notes": "; ".join([*borrowed, *walked.notes]),
         }
     ratio = prices.totals_of("inference").ratio
     for i, estimates in _priced(networks, prices, failed):
-        priced = ((w, n, estimates[w]) for w, n in networks[i].items())
+        priced = ((item.workload, n, estimates[item.workload]) for item, n in networks[i].items())
         parts = ((e, w.kind != GENERIC and e.own_law, n) for w, n, e in priced)
-        rows[i] |= asdict(total(parts, ratio, prices.relative_uncertainty))
+        rows[i] |= total(parts, ratio, prices.relative_uncertainty)._asdict()
     frame = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
     frame.attrs = {"source": source_of(prices), "assumptions": list(prices.assumptions)}
     return frame
+
+
+@dataclass(eq=False, slots=True)
+class _Item:
+    """A workload as it is priced, and what it multiplies; told by identity, which is quick."""
+
+    workload: Workload
+    macs: int
+
+
+class _Distinct:
+    """Gives equal workloads, in the dtype to price, one item."""
+
+    def __init__(self, dtype: str | None) -> None:
+        self._dtype = dtype
+        self._items: dict[Workload, _Item] = {}
+        self._kept: dict[Workload, Workload] = {}
+        self._by_id: dict[int, _Item] = {}
+
+    def item(self, workload: Workload) -> _Item:
+        """The one of a workload; walks return the very same object for most."""
+        return self._by_id.get(id(workload)) or self._found(workload)
+
+    def _found(self, workload: Workload) -> _Item:
+        priced = in_dtype(workload, self._dtype)
+        item = self._items.get(priced)
+        if item is None:
+            item = self._items[priced] = _Item(priced, count(priced)[0].macs)
+        if self._kept.setdefault(workload, workload) is workload:  # else its id may be reused
+            self._by_id[id(workload)] = item
+        return item
 
 
 def _several(candidates: Iterable[Candidate]) -> Iterable[Candidate]:
@@ -170,14 +200,17 @@ def _check(workloads: Iterable[Workload]) -> None:
 
 
 def _priced(
-    networks: Mapping[int, Counter[Workload]],
+    networks: Mapping[int, Counter[_Item]],
     prices: EnergyModel,
     failed: Callable[[int, LayerEnergyError], None],
 ) -> Iterator[tuple[int, Mapping[Workload, Estimate]]]:
+    workloads = {
+        i: {item.workload: n for item, n in calls.items()} for i, calls in networks.items()
+    }
     try:
-        yield from zip(networks, prices.price_networks(list(networks.values())), strict=True)
+        yield from zip(workloads, prices.price_networks(list(workloads.values())), strict=True)
     except ProfileError:  # for the sake of one candidate, or some
-        for i, calls in networks.items():
+        for i, calls in workloads.items():
             try:
                 yield i, prices.price_networks([calls])[0]
             except ProfileError as error:

@@ -236,7 +236,7 @@ def test_every_row_is_the_prediction_of_its_candidate(device, synthetic):
 def test_the_interval_is_what_its_definition_says():
     prices = EnergyModel.load(CPU)
     inside = predict_energy(nn.Conv2d(64, 64, 3, padding=1), (8, 64, 56, 56), device=prices)
-    low, high = prices.network_ratio["energy_j"]
+    low, high = prices.totals_of("inference").ratio["energy_j"]
     meter = prices.relative_uncertainty
     assert inside.in_domain == 1
     expected_j = (

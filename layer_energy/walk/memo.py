@@ -181,9 +181,7 @@ class Memo(TorchFunctionMode):
         except TypeError:  # an unhashable argument
             return None, None
 
-    def _describe(
-        self, values: Iterable[Any], key: list[Any], tensors: list[torch.Tensor]
-    ) -> bool:
+    def _describe(self, values: Iterable[Any], key: list[Any], tensors: list[torch.Tensor]) -> bool:
         told, met = True, self._met
         for value in values:
             known = met.get(id(value))
