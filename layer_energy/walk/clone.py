@@ -20,11 +20,16 @@ HOST_CONSTANT_ELEMENTS = 4096
 """Integer buffers up to this size keep their values: they steer control flow (position ids ...)."""
 
 
-def check_materialised(model: nn.Module) -> None:
-    """Refuse lazy modules, whose shapes are not known before their first call."""
-    registries = (held for m in modules_of(model) for held in (m._parameters, m._buffers))
-    kinds = {type(t) for tensors in registries for t in tensors.values()}
-    if not any(issubclass(of, nn.parameter.UninitializedTensorMixin) for of in kinds):
+def check_materialised(model: nn.Module, modules: list[nn.Module]) -> None:
+    """Refuse lazy modules, whose shapes are not known before their first call.
+
+    Args:
+        model: to name them by their paths.
+        modules: all of the model.
+    """
+    registries = (held for m in modules for held in (m._parameters, m._buffers) if held)
+    one_of_each = {type(t): t for tensors in registries for t in tensors.values()}
+    if not any(t is not None and nn.parameter.is_lazy(t) for t in one_of_each.values()):
         return
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
@@ -36,11 +41,14 @@ def check_materialised(model: nn.Module) -> None:
 
 def to_meta(tree: Any) -> Any:
     """The same nest of containers with every tensor replaced by one without storage."""
-
-    def empty(t: torch.Tensor) -> torch.Tensor:
-        return _without_storage(t).requires_grad_(t.requires_grad)
-
-    return tree_map_only(torch.Tensor, empty, tree)
+    of = type(tree)
+    if isinstance(tree, torch.Tensor):
+        return _without_storage(tree).requires_grad_(tree.requires_grad)
+    if of is tuple or of is list:  # what nearly all are, and slow by way of tree_map_only
+        return of(map(to_meta, tree))
+    if of is dict:
+        return {name: to_meta(value) for name, value in tree.items()}
+    return tree_map_only(torch.Tensor, to_meta, tree)
 
 
 def meta_clone(model: nn.Module, stand_ins: Mapping[int, nn.Module] | None = None) -> nn.Module:
@@ -86,7 +94,7 @@ def evaluating(model: nn.Module, without: Container[int] = ()) -> None:
         without: ``id`` of modules that are in evaluation mode already.
     """
     modules = modules_of(model, without)
-    if any(of.train is not nn.Module.train for of in set(map(type, modules))):
+    if any(of.train is not nn.Module.train for of in {type(module) for module in modules}):
         model.train(False)
         return
     for module in modules:

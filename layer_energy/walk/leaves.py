@@ -26,20 +26,22 @@ class Leaf:
     Attributes:
         kind: the same for all stand-ins of like layers.
         module: the layer.
-        held: containers of its attributes, hooks included, in all its parts.
+        held: containers of its attributes in all its parts.
         before: copies of those, to see whether a forward changed any.
+        empty: the containers that hold nothing, such as those of hooks.
     """
 
     kind: object
     module: nn.Module
     held: list[Any]
     before: list[Any]
+    empty: list[Any]
 
     @property
     def intact(self) -> bool:
         """Whether its attributes are as they were."""
         try:
-            return self.held == self.before
+            return not any(self.empty) and self.held == self.before
         except (RuntimeError, ValueError):  # another tensor or array, which has no truth value
             return False
 
@@ -61,7 +63,7 @@ class Leaves:
 
     def stand_ins(self, model: nn.Module) -> list[tuple[nn.Module, Leaf]]:
         """Layers of the model and their stand-ins, no two the same."""
-        used: dict[Hashable, int] = {}
+        used: dict[int, int] = {}
         chosen: list[tuple[nn.Module, Leaf]] = []
         visited = set()
         todo = [model]
@@ -74,9 +76,9 @@ class Leaves:
             if key is None:
                 todo += [child for child in module._modules.values() if child is not None]
                 continue
-            n = used.get(key, 0)
-            used[key] = n + 1
             alike = self._made.setdefault(key, [])
+            n = used.get(id(alike), 0)
+            used[id(alike)] = n + 1
             if n == len(alike):
                 alike.append(self._make(alike[0].kind if alike else object(), module))
             chosen.append((module, alike[n]))
@@ -88,10 +90,12 @@ class Leaves:
 
     def _make(self, kind: object, module: nn.Module) -> Leaf:
         clone = meta_clone(module).train(False)
-        leaf = Leaf(kind, clone, [], [])
+        leaf = Leaf(kind, clone, [], [], [])
         clone.__dict__["forward"] = self._replace_forward(leaf)
-        leaf.held = _containers(clone)
+        containers = _containers(clone)
+        leaf.held = [held for held in containers if held]
         leaf.before = list(map(copy.copy, leaf.held))
+        leaf.empty = [held for held in containers if not held]
         return leaf
 
     def _key(self, module: nn.Module) -> Hashable | None:

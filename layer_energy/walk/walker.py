@@ -110,9 +110,12 @@ def walk(
 
 
 class Prepared(NamedTuple):
-    """What to walk: the model without its wrappers, its name, its inputs, notes about all."""
+    """What to walk: the model without its wrappers, all modules of that, its name, its inputs,
+    notes about all.
+    """
 
     model: nn.Module
+    modules: list[nn.Module]
     name: str
     inputs: Inputs
     notes: list[str]
@@ -136,11 +139,14 @@ def prepared(
         raise InvalidInput(_not_a_model(model))
     check_batch_size(batch_size)
     notes: list[str] = []
-    if wrappers.present(modules_of(model)):
+    modules = modules_of(model)
+    if wrappers.present(modules):
         model, notes = wrappers.unwrap(model)
-    check_materialised(model)
+        modules = modules_of(model)
+    check_materialised(model, modules)
     if notes and wrappers.is_sharded(model):  # a forward of it would wait for the other processes
         model = _unsharded(model)
+        modules = modules_of(model)
     if inputs is None:
         inputs = infer(model, batch_size)
     elif batch_size is not None and batch_size != inputs.batch_size:
@@ -148,7 +154,7 @@ def prepared(
             f"batch_size={batch_size}, but the input {inputs.description} holds "
             f"{inputs.batch_size}; give one of the two"
         )
-    return Prepared(model, name or type(model).__name__, inputs, [*notes, *inputs.assumed])
+    return Prepared(model, modules, name or type(model).__name__, inputs, [*notes, *inputs.assumed])
 
 
 def _unsharded(model: nn.Module) -> nn.Module:
