@@ -108,6 +108,22 @@ class MapsSamples(nn.Module):
         return torch.vmap(lambda image: self.conv(image * 2))(x), first
 
 
+class CountsBatches(nn.Module):
+    """Reads, and writes, what a layer of torch's own keeps count of."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.norm.num_batches_tracked.fill_(batches)
+
+    def forward(self, x):
+        x = self.norm(x)
+        if self.norm.num_batches_tracked > 0:
+            return x.relu()
+        self.norm.num_batches_tracked += 1
+        return x
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -120,6 +136,7 @@ class MapsSamples(nn.Module):
         lambda: [HooksItsLayer(relu_before), nn.Conv2d(3, 8, 3)],
         lambda: [Conjugates()],
         lambda: [MapsSamples()],
+        lambda: [CountsBatches(0), CountsBatches(1)],
     ],
 )
 def test_every_candidate_has_the_price_it_has_alone(make):

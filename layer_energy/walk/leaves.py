@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import nn
 
 from layer_energy.walk.clone import meta_clone
@@ -29,6 +30,8 @@ class Leaf:
         held: containers of its attributes in all its parts.
         before: copies of those, to see whether a forward changed any.
         empty: the containers that hold nothing, such as those of hooks.
+        constants: tensors that have values.
+        versions: how often those had been written.
     """
 
     kind: object
@@ -36,12 +39,18 @@ class Leaf:
     held: list[Any]
     before: list[Any]
     empty: list[Any]
+    constants: list[torch.Tensor]
+    versions: list[int]
 
     @property
     def intact(self) -> bool:
         """Whether its attributes are as they were."""
         try:
-            return not any(self.empty) and self.held == self.before
+            return (
+                not any(self.empty)
+                and [t._version for t in self.constants] == self.versions
+                and self.held == self.before
+            )
         except (RuntimeError, ValueError):  # another tensor or array, which has no truth value
             return False
 
@@ -90,12 +99,14 @@ class Leaves:
 
     def _make(self, kind: object, module: nn.Module) -> Leaf:
         clone = meta_clone(module).train(False)
-        leaf = Leaf(kind, clone, [], [], [])
+        leaf = Leaf(kind, clone, [], [], [], [], [])
         clone.__dict__["forward"] = self._replace_forward(leaf)
         containers = _containers(clone)
         leaf.held = [held for held in containers if held]
         leaf.before = list(map(copy.copy, leaf.held))
         leaf.empty = [held for held in containers if not held]
+        leaf.constants = [b for b in clone.buffers() if not b.is_meta]
+        leaf.versions = [b._version for b in leaf.constants]
         return leaf
 
     def _key(self, module: nn.Module) -> Hashable | None:
@@ -115,10 +126,14 @@ class Leaves:
             return None
         for tensors in (state["_parameters"], state["_buffers"]):
             for name, t in tensors.items():
+                key.append(name)
                 if t is None:
-                    key.append(name)
-                else:
-                    key += (name, type(t), t.shape, t.stride(), t.dtype, t.requires_grad)
+                    continue
+                key += (type(t), t.shape, t.stride(), t.dtype, t.requires_grad)
+                if not t.is_floating_point() and not t.is_meta:
+                    if t.numel() > 1:
+                        return None
+                    key.append(t.item())  # a forward may read it: the clone keeps its value
         children = state["_modules"]
         if children:
             if of is not nn.Sequential or len(children) > LONGEST:

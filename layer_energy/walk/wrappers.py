@@ -48,10 +48,13 @@ _FSDP = (
 
 def present(modules: list[nn.Module]) -> bool:
     """Whether any of these modules is a wrapper, or bears the marks of one: quickly."""
-    return any(map(_wraps, set(map(type, modules)))) or any(
-        "_hf_hook" in state or "_original_forward" in state or state.get("_compiled_call_impl")
-        for state in map(vars, modules)
-    )
+    if any(map(_wraps, set(map(type, modules)))):
+        return True
+    for module in modules:
+        state = module.__dict__
+        if "_hf_hook" in state or "_original_forward" in state or "_compiled_call_impl" in state:
+            return True
+    return False
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
