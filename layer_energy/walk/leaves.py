@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import marshal
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -36,15 +36,24 @@ class Leaf:
 
     kind: object
     module: nn.Module
-    held: list[Any]
-    before: list[Any]
-    empty: list[Any]
-    constants: list[torch.Tensor]
-    versions: list[int]
+    held: list[Any] = field(init=False)
+    before: list[Any] = field(init=False)
+    empty: list[Any] = field(init=False)
+    constants: list[torch.Tensor] = field(init=False)
+    versions: list[int] = field(init=False)
+
+    def watch(self) -> None:
+        """Note how all attributes are."""
+        containers = _containers(self.module)
+        self.held = [held for held in containers if held]
+        self.before = list(map(copy.copy, self.held))
+        self.empty = [held for held in containers if not held]
+        self.constants = [b for b in self.module.buffers() if not b.is_meta]
+        self.versions = [b._version for b in self.constants]
 
     @property
     def intact(self) -> bool:
-        """Whether its attributes are as they were."""
+        """Whether all attributes are as they were."""
         try:
             return (
                 not any(self.empty)
@@ -99,14 +108,9 @@ class Leaves:
 
     def _make(self, kind: object, module: nn.Module) -> Leaf:
         clone = meta_clone(module).train(False)
-        leaf = Leaf(kind, clone, [], [], [], [], [])
+        leaf = Leaf(kind, clone)
         clone.__dict__["forward"] = self._replace_forward(leaf)
-        containers = _containers(clone)
-        leaf.held = [held for held in containers if held]
-        leaf.before = list(map(copy.copy, leaf.held))
-        leaf.empty = [held for held in containers if not held]
-        leaf.constants = [b for b in clone.buffers() if not b.is_meta]
-        leaf.versions = [b._version for b in leaf.constants]
+        leaf.watch()
         return leaf
 
     def _key(self, module: nn.Module) -> Hashable | None:
