@@ -130,10 +130,12 @@ def predict_energy(
             f"no layer type of this profile prices {', '.join(places[:10])}; drop strict to price "
             "them by the bytes they move, or register and measure a layer type for them"
         )
-    assumptions = [*trace.notes, *_as_on_another_device(trace, prices), *prices.assumptions]
-    unmeasured = {call.workload.dtype for call in trace.calls} - set(prices.dtypes)
-    if unmeasured & set(_QUANTISED):
-        assumptions.insert(0, "quantised operations were not measured: priced as in float32")
+    assumptions = [
+        *unmeasured((call.workload.dtype for call in trace.calls), prices),
+        *trace.notes,
+        *_as_on_another_device(trace, prices),
+        *prices.assumptions,
+    ]
     return EnergyReport(
         model=name or trace.model,
         device=prices.device["slug"],
@@ -238,8 +240,17 @@ def in_dtype(workload: Workload, dtype: str | None) -> Workload:
 
 def main_dtype(workloads: Iterable[Workload]) -> str:
     """The dtype that most of the workloads compute in, integers that are no numbers left out."""
-    computed = Counter(w.dtype for w in workloads if w.dtype in (*_FLOATS, *_QUANTISED))
-    return max(computed, key=lambda dtype: computed[dtype]) if computed else "float32"
+    calls = Counter(w.dtype for w in workloads)
+    computed = [dtype for dtype in calls if dtype in (*_FLOATS, *_QUANTISED)]
+    return max(computed, key=calls.__getitem__, default="float32")
+
+
+def unmeasured(dtypes: Iterable[str], prices: EnergyModel) -> list[str]:
+    """What to say about dtypes that a profile was not measured in, and prices all the same."""
+    quantised = set(_QUANTISED).intersection(dtypes)
+    if not quantised or quantised <= set(prices.dtypes):
+        return []
+    return ["quantised operations were not measured: priced as in float32"]
 
 
 def source_of(prices: EnergyModel) -> str:

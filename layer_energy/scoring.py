@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layer_energy.errors import InvalidInput, LayerEnergyError, ProfileError
-from layer_energy.layers.base import count
+from layer_energy.layers.base import count, layer_type
 from layer_energy.layers.memory import GENERIC
 from layer_energy.model import EnergyModel, Estimate
-from layer_energy.predict import in_dtype, main_dtype, profile_for, source_of
+from layer_energy.predict import in_dtype, main_dtype, profile_for, source_of, unmeasured
 from layer_energy.report.total import total
 from layer_energy.walk import AMP, Trace, Walked, Walks
 from layer_energy.workload import Workload
@@ -85,8 +86,9 @@ def score(
         raise InvalidInput(f"score prices one dtype, not mixed precision, got {dtype!r}")
     prices = profile_for(device, dtype)
     walks = Walks(args, kwargs, batch_size)
+    distinct = _Distinct(dtype)
     rows: list[dict[str, Any]] = []
-    networks: dict[int, Counter[Workload]] = {}
+    networks: dict[int, Counter[_Item]] = {}
 
     def failed(i: int, error: LayerEnergyError) -> None:
         if errors == "raise":
@@ -100,58 +102,118 @@ def score(
         except LayerEnergyError as error:
             failed(i, error)
             continue
-        networks[i] = Counter()
-        for workload, calls in Counter(walked.workloads).items():
-            networks[i][in_dtype(workload, dtype)] += calls
+        networks[i] = calls = Counter(map(distinct.item, walked.workloads))
+        borrowed = unmeasured((item.workload.dtype for item in calls), prices)
         rows[i] |= {
             "model": walked.model,
             "dtype": dtype or main_dtype(walked.workloads),
             "batch_size": walked.batch_size,
             "input": walked.inputs,
-            "macs": sum(n * count(workload)[0].macs for workload, n in networks[i].items()),
+            "macs": sum(n * item.macs for item, n in calls.items()),
             "parameters": walked.parameters,
-            "notes": "; ".join(walked.notes),
+            "notes": "; ".join([*borrowed, *walked.notes]),
         }
     ratio = prices.totals_of("inference").ratio
     for i, estimates in _priced(networks, prices, failed):
-        priced = ((w, n, estimates[w]) for w, n in networks[i].items())
+        priced = ((item.workload, n, estimates[item.workload]) for item, n in networks[i].items())
         parts = ((e, w.kind != GENERIC and e.own_law, n) for w, n, e in priced)
-        rows[i] |= asdict(total(parts, ratio, prices.relative_uncertainty))
+        rows[i] |= total(parts, ratio, prices.relative_uncertainty)._asdict()
     frame = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
     frame.attrs = {"source": source_of(prices), "assumptions": list(prices.assumptions)}
     return frame
 
 
+@dataclass(eq=False, slots=True)
+class _Item:
+    """A workload as it is priced, and what it multiplies; told by identity, which is quick."""
+
+    workload: Workload
+    macs: int
+
+
+class _Distinct:
+    """Gives equal workloads, in the dtype to price, one item."""
+
+    def __init__(self, dtype: str | None) -> None:
+        self._dtype = dtype
+        self._items: dict[Workload, _Item] = {}
+        self._kept: dict[Workload, Workload] = {}
+        self._by_id: dict[int, _Item] = {}
+
+    def item(self, workload: Workload) -> _Item:
+        """The one of a workload; walks return the very same object for most."""
+        return self._by_id.get(id(workload)) or self._found(workload)
+
+    def _found(self, workload: Workload) -> _Item:
+        priced = in_dtype(workload, self._dtype)
+        item = self._items.get(priced)
+        if item is None:
+            item = self._items[priced] = _Item(priced, count(priced)[0].macs)
+        if self._kept.setdefault(workload, workload) is workload:  # else its id may be reused
+            self._by_id[id(workload)] = item
+        return item
+
+
 def _several(candidates: Iterable[Candidate]) -> Iterable[Candidate]:
     from torch import nn
 
-    if isinstance(candidates, (nn.Module, Trace)) or not isinstance(candidates, Iterable):
-        raise InvalidInput(
-            f"candidates must be several models, got one {type(candidates).__name__}; "
-            "score([model]) scores a single one"
-        )
-    return candidates
+    if isinstance(candidates, str):
+        remedy = "score([layer_energy.models.build_model(name)]) scores a model by its name"
+    elif isinstance(candidates, (Mapping, nn.ModuleDict)):
+        remedy = "score(candidates.values()) scores its values"
+    elif isinstance(candidates, nn.ModuleList):
+        remedy = "score(list(candidates)) scores each module in it"
+    elif isinstance(candidates, (nn.Module, Trace)) or not isinstance(candidates, Iterable):
+        remedy = "score([model]) scores a single one"
+    else:
+        return candidates
+    raise InvalidInput(
+        f"candidates must be several models, got one {type(candidates).__name__}; {remedy}"
+    )
 
 
 def _walked(candidate: Candidate, walks: Walks) -> Walked:
     if isinstance(candidate, Trace):
         if candidate.mode != "inference":
             raise InvalidInput("score prices forward passes, not a trace of a training step")
+        if candidate.autocast is not None:
+            raise InvalidInput(
+                f"score prices one dtype; the trace was walked with autocast={candidate.autocast!r}"
+                "; give it to predict_energy, or walk it without"
+            )
+        _check(call.workload for call in candidate.calls)
         return Walked.from_trace(candidate)
     if isinstance(candidate, (list, tuple)) and all(isinstance(w, Workload) for w in candidate):
+        _check(candidate)
         return Walked("", candidate, "", None, ())
     return walks.walk(candidate)  # type: ignore[arg-type]  # which says what is no module
 
 
+def _check(workloads: Iterable[Workload]) -> None:
+    """Refuse workloads, made by hand, that are none of their layer type."""
+    for workload in set(workloads):
+        kind, params = workload.kind, workload.params
+        expected = list(layer_type(kind).space)
+        if list(params) != expected or not all(isinstance(n, Integral) for n in params.values()):
+            raise InvalidInput(f"{kind} takes whole numbers for {expected}, in order; got {params}")
+        try:
+            count(workload)
+        except ArithmeticError as error:
+            raise InvalidInput(f"{kind} cannot be counted with {params}: {error}") from error
+
+
 def _priced(
-    networks: Mapping[int, Counter[Workload]],
+    networks: Mapping[int, Counter[_Item]],
     prices: EnergyModel,
     failed: Callable[[int, LayerEnergyError], None],
 ) -> Iterator[tuple[int, Mapping[Workload, Estimate]]]:
+    workloads = {
+        i: {item.workload: n for item, n in calls.items()} for i, calls in networks.items()
+    }
     try:
-        yield from zip(networks, prices.price_networks(list(networks.values())), strict=True)
+        yield from zip(workloads, prices.price_networks(list(workloads.values())), strict=True)
     except ProfileError:  # for the sake of one candidate, or some
-        for i, calls in networks.items():
+        for i, calls in workloads.items():
             try:
                 yield i, prices.price_networks([calls])[0]
             except ProfileError as error:

@@ -3,6 +3,7 @@
 import gc
 import random
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from torchvision import models
 
 from layer_energy import EnergyModel, predict_energy, score
 from layer_energy.errors import InvalidInput, ProfileError, WalkError
-from layer_energy.layers import workload
+from layer_energy.layers import layer_type, workload
+from layer_energy.optimization import TrainingStep
 from layer_energy.walk import Walks, infer, walk
+from layer_energy.workload import Params, Workload
 from tests.search_space import INPUT, OPERATIONS, network, random_network
 from tests.synthetic import make_dataset
 
@@ -233,7 +236,7 @@ def test_every_row_is_the_prediction_of_its_candidate(device, synthetic):
 def test_the_interval_is_what_its_definition_says():
     prices = EnergyModel.load(CPU)
     inside = predict_energy(nn.Conv2d(64, 64, 3, padding=1), (8, 64, 56, 56), device=prices)
-    low, high = prices.network_ratio["energy_j"]
+    low, high = prices.totals_of("inference").ratio["energy_j"]
     meter = prices.relative_uncertainty
     assert inside.in_domain == 1
     expected_j = (
@@ -271,6 +274,51 @@ def test_traces_and_lists_of_workloads():
     assert frame["model"].tolist() == ["Sequential", "Sequential", "", "", ""]
     assert frame["parameters"].isna().tolist() == [False, True, True, True, True]
     assert frame["macs"].dtype == "Int64"
+
+
+def test_traces_of_what_score_does_not_price_are_refused_as_by_a_single_prediction():
+    model = nn.Conv2d(3, 8, 3)
+    mixed = walk(model, INPUT, autocast="bfloat16")
+    with pytest.raises(InvalidInput, match="autocast='bfloat16'"):
+        predict_energy(mixed, device=CPU)
+    with pytest.raises(InvalidInput, match=r"^candidate 1: .*autocast='bfloat16'"):
+        score([model, mixed], INPUT, device=CPU)
+    with pytest.raises(InvalidInput, match=r"^candidate 0: .*training step"):
+        score([walk(model, INPUT, step=TrainingStep())], device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Workload("reul", Params({"elements": 4})), "no layer type is called 'reul'"),
+        (Workload("relu", Params({"elements": 4})), r"relu takes .*'in_place'\], in order; got"),
+        (Workload("relu", Params({"in_place": 0, "elements": 4})), "in order; got"),
+        (Workload("relu", Params({"elements": "4", "in_place": 0})), "relu takes whole numbers"),
+        (
+            Workload("conv2d", Params(dict.fromkeys(layer_type("conv2d").space, 0))),
+            "conv2d cannot be counted",
+        ),
+    ],
+)
+def test_workloads_made_by_hand_are_checked(wrong, message):
+    good = workload("relu", elements=4, in_place=0)
+    trace = walk(nn.ReLU(), (4,))
+    by_hand = replace(trace, calls=[replace(trace.calls[0], workload=wrong)])
+    for candidate in ([wrong], by_hand):
+        with pytest.raises(InvalidInput, match=f"^candidate 1: .*{message}"):
+            score([[good], candidate])
+        frame = score([[good], candidate, [good]], errors="coerce")
+        assert frame["energy_j"].isna().tolist() == [False, True, False]
+        assert frame["error"].str.contains(message).tolist() == [False, True, False]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_notes_say_what_a_single_prediction_says_of_quantised_operations():
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear})
+    (row,) = score([model], (1, 8), device=CPU).itertuples()
+    report = predict_energy(model, (1, 8), device=CPU)
+    assert row.notes == "; ".join(report.assumptions[: -len(EnergyModel.load(CPU).assumptions)])
+    assert "quantised" in row.notes
 
 
 def test_candidates_are_taken_one_by_one_and_none_is_kept():
@@ -336,6 +384,10 @@ def test_errors_become_rows_when_coerced():
         ([], {"errors": "ignore"}, InvalidInput, "'raise' or 'coerce', got 'ignore'"),
         (nn.Sequential(nn.ReLU()), {}, InvalidInput, r"got one Sequential; score\(\[model\]\)"),
         (3, {}, InvalidInput, "got one int"),
+        ("resnet18", {}, InvalidInput, r"got one str; .*build_model\(name\)"),
+        ({"small": nn.ReLU()}, {}, InvalidInput, r"got one dict; score\(candidates.values"),
+        (nn.ModuleList([nn.ReLU()]), {}, InvalidInput, r"got one ModuleList; score\(list\("),
+        (nn.ModuleDict({"a": nn.ReLU()}), {}, InvalidInput, r"got one ModuleDict; .*values"),
         ([nn.ReLU()], {"batch_size": 0}, InvalidInput, "candidate 0: .*at least 1"),
     ],
 )

@@ -20,10 +20,16 @@ HOST_CONSTANT_ELEMENTS = 4096
 """Integer buffers up to this size keep their values: they steer control flow (position ids ...)."""
 
 
-def check_materialised(model: nn.Module) -> None:
-    """Refuse lazy modules, whose shapes are not known before their first call."""
-    registries = (held for m in modules_of(model) for held in (m._parameters, m._buffers))
-    if not any(t is not None and nn.parameter.is_lazy(t) for r in registries for t in r.values()):
+def check_materialised(model: nn.Module, modules: list[nn.Module]) -> None:
+    """Refuse lazy modules, whose shapes are not known before their first call.
+
+    Args:
+        model: to name them by their paths.
+        modules: all of the model.
+    """
+    registries = (held for m in modules for held in (m._parameters, m._buffers) if held)
+    one_of_each = {type(t): t for tensors in registries for t in tensors.values()}
+    if not any(t is not None and nn.parameter.is_lazy(t) for t in one_of_each.values()):
         return
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
@@ -35,11 +41,14 @@ def check_materialised(model: nn.Module) -> None:
 
 def to_meta(tree: Any) -> Any:
     """The same nest of containers with every tensor replaced by one without storage."""
-
-    def empty(t: torch.Tensor) -> torch.Tensor:
-        return _without_storage(t).requires_grad_(t.requires_grad)
-
-    return tree_map_only(torch.Tensor, empty, tree)
+    of = type(tree)
+    if isinstance(tree, torch.Tensor):
+        return _without_storage(tree).requires_grad_(tree.requires_grad)
+    if of is tuple or of is list:  # what nearly all are, and slow by way of tree_map_only
+        return of(map(to_meta, tree))
+    if of is dict:
+        return {name: to_meta(value) for name, value in tree.items()}
+    return tree_map_only(torch.Tensor, to_meta, tree)
 
 
 def meta_clone(model: nn.Module, stand_ins: Mapping[int, nn.Module] | None = None) -> nn.Module:
@@ -62,24 +71,30 @@ def meta_clone(model: nn.Module, stand_ins: Mapping[int, nn.Module] | None = Non
             if b is not None and id(b) not in memo:
                 constant = not b.is_floating_point() and b.numel() <= HOST_CONSTANT_ELEMENTS
                 memo[id(b)] = b.detach().clone() if constant else _without_storage(b)
-    known = len(memo)
-    wrappers.seed(model, memo)
-    plain = len(memo) == known
-    if plain and all(map(_copied_by_attributes, {type(module) for module in modules})):
+    wrapped = wrappers.present(modules)
+    if wrapped:
+        wrappers.seed(model, memo)
+    elif all(map(_copied_by_attributes, set(map(type, modules)))):
         # what copy.deepcopy does too, many times slower
         for module in modules:
             memo[id(module)] = type(module).__new__(type(module))
         for module in modules:
             _copy_attributes(module.__dict__, memo[id(module)].__dict__, memo)
     clone = copy.deepcopy(model, memo)
-    wrappers.strip(clone)
+    if wrapped:
+        wrappers.strip(clone)
     return clone
 
 
-def evaluating(model: nn.Module) -> None:
-    """``model.train(False)``, quickly where no class has its own ``train``."""
-    modules = modules_of(model)
-    if any(type(module).train is not nn.Module.train for module in modules):
+def evaluating(model: nn.Module, without: Container[int] = ()) -> None:
+    """``model.train(False)``, quickly where no class has its own ``train``.
+
+    Args:
+        model: what to set.
+        without: ``id`` of modules that are in evaluation mode already.
+    """
+    modules = modules_of(model, without)
+    if any(of.train is not nn.Module.train for of in {type(module) for module in modules}):
         model.train(False)
         return
     for module in modules:

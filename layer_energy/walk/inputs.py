@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -40,13 +41,13 @@ class Inputs:
         """All tensors, nested ones included."""
         return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, torch.Tensor)]
 
-    @property
+    @cached_property
     def description(self) -> str:
         """Shapes in words: ``"1x3x224x224"``."""
         shapes = ["x".join(map(str, t.shape)) or "scalar" for t in self.tensors]
         return ", ".join(shapes) or "no tensors"
 
-    @property
+    @cached_property
     def batch_size(self) -> int:
         """First dimension of the first tensor, or the number of images of a list of images."""
         if self.samples is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import marshal
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import nn
 
 from layer_energy.walk.clone import meta_clone
@@ -25,20 +27,40 @@ class Leaf:
     Attributes:
         kind: the same for all stand-ins of like layers.
         module: the layer.
-        state: dictionaries that hold its attributes, and copies of them, to see whether a forward
-            changed any.
+        held: containers of its attributes in all its parts.
+        before: copies of those, to see whether a forward changed any.
+        empty: the containers that hold nothing, such as those of hooks.
+        constants: tensors that have values.
+        versions: how often those had been written.
     """
 
     kind: object
     module: nn.Module
-    state: list[tuple[dict[str, Any], dict[str, Any]]]
+    held: list[Any] = field(init=False)
+    before: list[Any] = field(init=False)
+    empty: list[Any] = field(init=False)
+    constants: list[torch.Tensor] = field(init=False)
+    versions: list[int] = field(init=False)
+
+    def watch(self) -> None:
+        """Note how all attributes are."""
+        containers = _containers(self.module)
+        self.held = [held for held in containers if held]
+        self.before = list(map(copy.copy, self.held))
+        self.empty = [held for held in containers if not held]
+        self.constants = [b for b in self.module.buffers() if not b.is_meta]
+        self.versions = [b._version for b in self.constants]
 
     @property
     def intact(self) -> bool:
-        """Whether its attributes are the very objects they were."""
+        """Whether all attributes are as they were."""
         try:
-            return all(now == before for now, before in self.state)
-        except RuntimeError:  # another tensor, which has no truth value
+            return (
+                not any(self.empty)
+                and [t._version for t in self.constants] == self.versions
+                and self.held == self.before
+            )
+        except (RuntimeError, ValueError):  # another tensor or array, which has no truth value
             return False
 
 
@@ -59,7 +81,7 @@ class Leaves:
 
     def stand_ins(self, model: nn.Module) -> list[tuple[nn.Module, Leaf]]:
         """Layers of the model and their stand-ins, no two the same."""
-        used: dict[Hashable, int] = {}
+        used: dict[int, int] = {}
         chosen: list[tuple[nn.Module, Leaf]] = []
         visited = set()
         todo = [model]
@@ -72,9 +94,9 @@ class Leaves:
             if key is None:
                 todo += [child for child in module._modules.values() if child is not None]
                 continue
-            n = used.get(key, 0)
-            used[key] = n + 1
             alike = self._made.setdefault(key, [])
+            n = used.get(id(alike), 0)
+            used[id(alike)] = n + 1
             if n == len(alike):
                 alike.append(self._make(alike[0].kind if alike else object(), module))
             chosen.append((module, alike[n]))
@@ -86,9 +108,9 @@ class Leaves:
 
     def _make(self, kind: object, module: nn.Module) -> Leaf:
         clone = meta_clone(module).train(False)
-        leaf = Leaf(kind, clone, [])
+        leaf = Leaf(kind, clone)
         clone.__dict__["forward"] = self._replace_forward(leaf)
-        leaf.state = _state(clone)
+        leaf.watch()
         return leaf
 
     def _key(self, module: nn.Module) -> Hashable | None:
@@ -108,10 +130,14 @@ class Leaves:
             return None
         for tensors in (state["_parameters"], state["_buffers"]):
             for name, t in tensors.items():
+                key.append(name)
                 if t is None:
-                    key.append(name)
-                else:
-                    key += (name, type(t), t.shape, t.stride(), t.dtype, t.requires_grad)
+                    continue
+                key += (type(t), t.shape, t.stride(), t.dtype, t.requires_grad)
+                if not t.is_floating_point() and not t.is_meta:
+                    if t.numel() > 1:
+                        return None
+                    key.append(t.item())  # a forward may read it: the clone keeps its value
         children = state["_modules"]
         if children:
             if of is not nn.Sequential or len(children) > LONGEST:
@@ -133,8 +159,10 @@ def _attributes(module: nn.Module) -> tuple[int, Any, Any] | None:
     return len(module.__dict__), itemgetter(*sorted(names - set(hooks))), itemgetter(*hooks)
 
 
-def _state(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    held: list[dict[str, Any]] = []
+def _containers(module: nn.Module) -> list[Any]:
+    """Whatever a forward may put something into."""
+    held: list[Any] = []
     for part in module.modules():
-        held += (part.__dict__, part._parameters, part._buffers, part._modules)
-    return [(live, live.copy()) for live in held]
+        held.append(part.__dict__)
+        held += (v for v in part.__dict__.values() if isinstance(v, (dict, list, set)))
+    return held

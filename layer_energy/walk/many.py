@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from layer_energy.walk.clone import modules_of
+from layer_energy.walk.inputs import Inputs, given
 from layer_energy.walk.memo import Memo
 from layer_energy.walk.trace import Trace
 from layer_energy.walk.walker import prepared, walk
@@ -52,6 +52,7 @@ class Walks:
         self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, batch_size: int | None
     ) -> None:
         self._args, self._kwargs, self._batch_size = args, kwargs, batch_size
+        self._inputs: Inputs | None = None
         self._memo = Memo()
 
     def walk(self, model: nn.Module) -> Walked:
@@ -61,20 +62,21 @@ class Walks:
             InvalidInput: for inputs that cannot be understood or inferred.
             WalkError: if the model cannot be walked; names the module and the operation.
         """
-        inner, name, inputs, notes = prepared(model, self._args, self._kwargs, self._batch_size)
-        parameters = {id(p): p.numel() for m in modules_of(inner) for p in m._parameters.values()
-                      if p is not None}  # fmt: skip
-        total = sum(parameters.values())
+        if self._inputs is None and (self._args or self._kwargs):
+            self._inputs = given(self._args, self._kwargs)
+        ready = prepared(model, self._inputs, self._batch_size)
+        parameters = {id(p): p for m in ready.modules for p in m._parameters.values()}
+        total = sum(p.numel() for p in parameters.values() if p is not None)
         try:
-            recorder = self._memo.walk(inner, inputs)
+            recorder = self._memo.walk(ready.model, ready.inputs)
         except Exception:  # of the model's own; the thorough walk copes, or says what is wrong
             trace = walk(model, *self._args, kwargs=self._kwargs, batch_size=self._batch_size)
             return Walked.from_trace(trace, total)
         return Walked(
-            name,
+            ready.name,
             [seen.workload for seen in recorder.seen],
-            inputs.description,
-            inputs.batch_size,
-            [*notes, *recorder.notes],
+            ready.inputs.description,
+            ready.inputs.batch_size,
+            [*ready.notes, *recorder.notes],
             total,
         )

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
-from torch.utils._mode_utils import no_dispatch
 
 from layer_energy.walk.clone import evaluating, generators_kept, meta_clone, to_meta
 from layer_energy.walk.inputs import Inputs
@@ -34,6 +34,17 @@ class Changed(Exception):
     """A forward changed what models share."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spec:
+    """All there is to know of a plain tensor on meta; one object for all that are alike."""
+
+    of: type
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+
+
 @dataclass(frozen=True, slots=True)
 class _Output:
     """How an output is made again.
@@ -44,19 +55,9 @@ class _Output:
         offset: of a view, beyond that of the argument; ``None`` for the argument itself.
     """
 
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
+    spec: _Spec
     argument: int = -1
     offset: int | None = None
-
-    def again(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        if self.argument < 0:
-            return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=META)
-        of = tensors[self.argument]
-        if self.offset is None:
-            return of
-        return of.as_strided(self.shape, self.stride, of.storage_offset() + self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,6 @@ class _Call:
     outputs: list[_Output]
     container: type | None
 
-    def again(self, tensors: list[torch.Tensor]) -> Any:
-        if self.container is None:
-            return self.outputs[0].again(tensors)
-        return self.container([output.again(tensors) for output in self.outputs])
-
 
 class Memo(TorchFunctionMode):
     """Walks models, one after the other, remembering the calls of all of them."""
@@ -79,11 +75,13 @@ class Memo(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: dict[Hashable, _Call] = {}
+        self._specs: dict[Hashable, _Spec] = {}
         self._workloads: dict[Workload, Workload] = {}
         self._leaves = Leaves(self._forward_of)
         self._nowhere = Scope(nn.Module())
         self._recorder = Recorder(self._nowhere)
-        self._certain = True
+        self._met: dict[int, tuple[torch.Tensor, _Spec]] = {}
+        """``id`` of a tensor of this walk → the tensor, lest another gets its ``id``; its spec."""
         self._changed = False
 
     def walk(self, model: nn.Module, inputs: Inputs) -> Recorder:
@@ -97,6 +95,7 @@ class Memo(TorchFunctionMode):
         """
         if max(len(self._calls), len(self._leaves)) > LARGEST:
             self._calls.clear()
+            self._specs.clear()
             self._workloads.clear()
             self._leaves.forget()
         leaves = self._leaves.stand_ins(model)
@@ -109,14 +108,15 @@ class Memo(TorchFunctionMode):
                 )
                 stand_ins |= {id(child): copy for child, copy in children if copy is not None}
         clone = meta_clone(model, stand_ins)
-        evaluating(clone)
+        evaluating(clone, {id(copy) for copy in stand_ins.values()})  # which are already
         args, kwargs = to_meta((inputs.args, inputs.kwargs))
         recorder = self._recorder = Recorder(self._nowhere)
-        self._certain, self._changed = True, False
+        self._changed = False
         try:
             with generators_kept(), torch.inference_mode(), recorder, self:
                 clone(*args, **kwargs)
         finally:
+            self._met.clear()
             changed = self._changed or not all(leaf.intact for _, leaf in leaves)
             if changed:
                 self._leaves.forget()
@@ -129,12 +129,11 @@ class Memo(TorchFunctionMode):
     ) -> Any:
         tensors: list[torch.Tensor] = []
         kwargs = kwargs or {}
-        key = _key(func, args, kwargs, tensors)
-        known = self._known(key)
+        key, known = self._look_up(func, args, kwargs, tensors)
         if known is None:
             return self._run(key, func, args, kwargs, tensors)
-        with no_dispatch():
-            return known.again(tensors)
+        with torch._C._DisableTorchDispatch():
+            return self._again(known, tensors)
 
     def _forward_of(self, leaf: Leaf) -> Callable[..., Any]:
         """The forward of a layer that many models share."""
@@ -142,25 +141,97 @@ class Memo(TorchFunctionMode):
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             tensors: list[torch.Tensor] = []
-            with torch._C.DisableTorchFunction():
-                key = _key(leaf.kind, args, kwargs, tensors)
-                known = self._known(key)
+            key: Hashable | None = None
+            known: _Call | None = None
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                intact = leaf.intact
+                if intact:
+                    key, known = self._look_up(leaf.kind, args, kwargs, tensors)
                 if known is not None:
-                    with no_dispatch():
-                        return known.again(tensors)
-            return self._run(key, run, args, kwargs, tensors)
+                    return self._again(known, tensors)
+            if key is None:
+                self._changed |= not intact  # perhaps for this call only
+                return run(*args, **kwargs)
+            with torch._C.DisableTorchFunction():  # the layer is remembered, not its functions
+                return self._run(key, run, args, kwargs, tensors)
 
         return forward
 
-    def _known(self, key: Hashable) -> _Call | None:
-        known = self._calls.get(key)
-        if known is not None:
-            self._recorder.seen += known.seen
-        return known
+    def _look_up(
+        self,
+        head: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[torch.Tensor],
+    ) -> tuple[Hashable | None, _Call | None]:
+        """The key of a call and what is known of it; no key where none says all that matters.
+
+        Tensors among the arguments are collected on the way.
+        """
+        parts: list[Any] = [head]
+        told = self._describe(args, parts, tensors)
+        if kwargs:
+            parts += kwargs
+            told &= self._describe(kwargs.values(), parts, tensors)
+        if not (told and tensors) or maybe_current_level() is not None:  # in a vmap, for example
+            return None, None
+        key = tuple(parts)
+        try:
+            return key, self._calls.get(key)
+        except TypeError:  # an unhashable argument
+            return None, None
+
+    def _describe(self, values: Iterable[Any], key: list[Any], tensors: list[torch.Tensor]) -> bool:
+        told, met = True, self._met
+        for value in values:
+            known = met.get(id(value))
+            if known is not None:
+                tensors.append(value)
+                key.append(known[1])
+                continue
+            of = value.__class__
+            if of in _ATOMS:
+                key += (of, value)
+            elif isinstance(value, torch.Tensor):
+                tensors.append(value)
+                spec = self._spec(value)
+                told &= spec is not None
+                key.append(spec)
+            elif of is tuple or of is list:
+                kinds = tuple(map(type, value))
+                key += (of, kinds)
+                if _ATOMS.issuperset(kinds):
+                    key += value
+                else:
+                    told &= self._describe(value, key, tensors)
+            elif of is slice:
+                key.append(of)
+                told &= self._describe((value.start, value.stop, value.step), key, tensors)
+            else:
+                key += (of, value)
+        return told
+
+    def _spec(self, t: torch.Tensor) -> _Spec | None:
+        """``None`` for what is more than its shape, such as a constant of the host."""
+        of = t.__class__
+        plain = (
+            (of is torch.Tensor or of is nn.Parameter)
+            and t.is_meta
+            and t.layout is torch.strided
+            and not (t.is_conj() or t.is_neg() or t.is_quantized)
+        )
+        if not plain:
+            return None
+        facts = of, t.shape, t.stride(), t.dtype, t.requires_grad
+        spec = self._specs.get(facts)
+        if spec is None:
+            spec = self._specs[facts] = _Spec(*facts)
+        self._met[id(t)] = t, spec
+        return spec
 
     def _run(
         self,
-        key: tuple[Any, ...],
+        key: Hashable | None,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -168,79 +239,75 @@ class Memo(TorchFunctionMode):
     ) -> Any:
         """Call under the recorder, and remember it if the key holds all that mattered."""
         recorder, before = self._recorder, len(self._recorder.seen)
-        notes, outer = recorder.notes, self._certain
-        recorder.notes, self._certain = {}, bool(tensors) and all(t.is_meta for t in tensors)
+        facts = list(map(_facts, tensors))
+        notes, recorder.notes = recorder.notes, {}
         try:
             out = function(*args, **kwargs)
         finally:
-            certain = self._certain and not recorder.notes and not recorder._guessing
-            recorder.notes, self._certain = notes | recorder.notes, outer and certain
+            certain = key is not None and not recorder.notes and not recorder._guessing
+            recorder.notes = notes | recorder.notes
         with torch._C.DisableTorchFunction():
-            if key != _key(key[0], args, kwargs, []):
+            if facts != list(map(_facts, tensors)):
                 self._changed = True
             elif certain:
-                outputs = _outputs(out, tensors)
-                if outputs:
-                    for seen in recorder.seen[before:]:
-                        seen.workload = self._workloads.setdefault(seen.workload, seen.workload)
-                    container = type(out) if isinstance(out, (tuple, list)) else None
-                    self._calls[key] = _Call(recorder.seen[before:], outputs, container)
+                self._remember(key, out, tensors, recorder.seen[before:])
         return out
 
+    def _remember(
+        self, key: Hashable, out: Any, tensors: list[torch.Tensor], recorded: list[Seen]
+    ) -> None:
+        container = type(out) if type(out) in (tuple, list) else None
+        outputs: list[_Output] = []
+        for one in (out,) if container is None else out:
+            output = self._output(one, tensors)
+            if output is None:
+                return
+            outputs.append(output)
+        for seen in recorded:
+            seen.workload = self._workloads.setdefault(seen.workload, seen.workload)
+        self._calls[key] = _Call(recorded, outputs, container)
 
-def _outputs(out: Any, tensors: list[torch.Tensor]) -> list[_Output]:
-    """How to make the outputs again; empty where that is not known."""
-    several = out if type(out) in (tuple, list) else (out,)
-    made = [_output(o, tensors) for o in several if isinstance(o, torch.Tensor)]
-    known = [o for o in made if o is not None]
-    return known if len(known) == len(several) else []
+    def _output(self, out: Any, tensors: list[torch.Tensor]) -> _Output | None:
+        """How to make an output again; ``None`` where that is not known."""
+        spec = self._spec(out) if isinstance(out, torch.Tensor) else None
+        if spec is None:
+            return None
+        for i, t in enumerate(tensors):
+            if out is t:
+                return _Output(spec, i)
+        if spec.of is not torch.Tensor or spec.requires_grad:
+            return None
+        storage = out.untyped_storage()._cdata
+        for i, t in enumerate(tensors):
+            if t.untyped_storage()._cdata == storage:
+                offset = int(out.storage_offset() - t.storage_offset())
+                return _Output(spec, i, offset) if t.dtype == out.dtype else None
+        return _Output(spec)
 
+    def _again(self, call: _Call, tensors: list[torch.Tensor]) -> Any:
+        """Do what a call did, without running it."""
+        self._recorder.seen += call.seen
+        if call.container is None:
+            return self._made(call.outputs[0], tensors)
+        return call.container([self._made(output, tensors) for output in call.outputs])
 
-def _output(out: torch.Tensor, tensors: list[torch.Tensor]) -> _Output | None:
-    like = (out.shape, out.stride(), out.dtype)
-    storage = out.untyped_storage()._cdata
-    for i, t in enumerate(tensors):
-        if out is t:
-            return _Output(*like, i)
-    for i, t in enumerate(tensors):
-        if t.untyped_storage()._cdata == storage:
-            offset = int(out.storage_offset() - t.storage_offset())
-            return _Output(*like, i, offset) if t.dtype == out.dtype else None
-    return _Output(*like) if out.is_meta else None
+    def _made(self, output: _Output, tensors: list[torch.Tensor]) -> torch.Tensor:
+        spec = output.spec
+        if output.argument < 0:
+            made = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=META)
+        else:
+            of = tensors[output.argument]
+            if output.offset is None:
+                return of
+            made = of.as_strided(spec.shape, spec.stride, of.storage_offset() + output.offset)
+        self._met[id(made)] = made, spec
+        return made
 
 
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype})
 
 
-def _key(
-    head: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]
-) -> tuple[Any, ...]:
-    """All that a call can depend on but the values of its tensors, which are collected."""
-    key: list[Any] = [head]
-    _describe(args, key, tensors)
-    if kwargs:
-        key += kwargs
-        _describe(kwargs.values(), key, tensors)
-    return tuple(key)
-
-
-def _describe(values: Iterable[Any], key: list[Any], tensors: list[torch.Tensor]) -> None:
-    for value in values:
-        of = value.__class__
-        if of in _ATOMS:
-            key += (of, value)
-        elif isinstance(value, torch.Tensor):
-            tensors.append(value)
-            key += (of, value.shape, value.stride(), value.dtype, value.requires_grad)
-        elif of is tuple or of is list:
-            kinds = tuple(map(type, value))
-            key += (of, kinds)
-            if _ATOMS.issuperset(kinds):
-                key += value
-            else:
-                _describe(value, key, tensors)
-        elif of is slice:
-            key.append(of)
-            _describe((value.start, value.stop, value.step), key, tensors)
-        else:
-            key += (of, value)
+def _facts(t: torch.Tensor) -> tuple[Any, ...]:
+    """What a call may change of a tensor besides its values."""
+    stride = t.stride() if t.layout is torch.strided else None
+    return t.shape, stride, t.dtype, t.requires_grad, t.is_meta

@@ -7,7 +7,7 @@ after, and, as the last resort, run once for real on the CPU. The trace says whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,12 +17,14 @@ from torch.fx import GraphModule
 
 from layer_energy.errors import InvalidInput, WalkError
 from layer_energy.optimization import TrainingStep
+from layer_energy.walk import wrappers
 from layer_energy.walk.autocast import AMP
 from layer_energy.walk.autograd import noticed
 from layer_energy.walk.clone import (
     check_materialised,
     generators_kept,
     meta_clone,
+    modules_of,
     restored,
     to_meta,
 )
@@ -33,7 +35,6 @@ from layer_energy.walk.scope import Scope
 from layer_energy.walk.tape import unmarked
 from layer_energy.walk.trace import LayerCall, Trace
 from layer_energy.walk.training import LOSS, check_step, step_calls, unused, unused_note
-from layer_energy.walk.wrappers import is_sharded, unwrap
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -85,7 +86,8 @@ def walk(
     """
     if autocast not in (None, *AMP.values()):
         raise InvalidInput(f"autocast must be one of {', '.join(AMP.values())}, got {autocast!r}")
-    ready = prepared(model, args, kwargs, batch_size)
+    inputs = given(args, kwargs) if args or kwargs else None
+    ready = prepared(model, inputs, batch_size)
     if step is not None:
         check_step(step, ready.model)
     half = None if autocast is None else getattr(torch, autocast)
@@ -110,9 +112,12 @@ def walk(
 
 
 class Prepared(NamedTuple):
-    """What to walk: the model without its wrappers, its name, its inputs, notes about all."""
+    """What to walk: the model without its wrappers, all modules of that, its name, its inputs,
+    notes about all.
+    """
 
     model: nn.Module
+    modules: list[nn.Module]
     name: str
     inputs: Inputs
     notes: list[str]
@@ -120,11 +125,10 @@ class Prepared(NamedTuple):
 
 def prepared(
     model: nn.Module | ExportedProgram,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
+    inputs: Inputs | None,
     batch_size: int | None,
 ) -> Prepared:
-    """Take off wrappers, and find inputs.
+    """Take off wrappers, and find inputs if there are none.
 
     Raises:
         InvalidInput: for inputs that cannot be understood or inferred.
@@ -136,20 +140,23 @@ def prepared(
     if not isinstance(model, nn.Module):
         raise InvalidInput(_not_a_model(model))
     check_batch_size(batch_size)
-    model, notes = unwrap(model)
-    check_materialised(model)
-    if is_sharded(model):  # a forward of it would wait for the other processes
+    notes: list[str] = []
+    modules = modules_of(model)
+    if wrappers.present(modules):
+        model, notes = wrappers.unwrap(model)
+        modules = modules_of(model)
+    check_materialised(model, modules)
+    if notes and wrappers.is_sharded(model):  # a forward of it would wait for the other processes
         model = _unsharded(model)
-    if args or kwargs:
-        inputs = given(args, kwargs)
-        if batch_size is not None and batch_size != inputs.batch_size:
-            raise InvalidInput(
-                f"batch_size={batch_size}, but the input {inputs.description} holds "
-                f"{inputs.batch_size}; give one of the two"
-            )
-    else:
+        modules = modules_of(model)
+    if inputs is None:
         inputs = infer(model, batch_size)
-    return Prepared(model, name or type(model).__name__, inputs, [*notes, *inputs.assumed])
+    elif batch_size is not None and batch_size != inputs.batch_size:
+        raise InvalidInput(
+            f"batch_size={batch_size}, but the input {inputs.description} holds "
+            f"{inputs.batch_size}; give one of the two"
+        )
+    return Prepared(model, modules, name or type(model).__name__, inputs, [*notes, *inputs.assumed])
 
 
 def _unsharded(model: nn.Module) -> nn.Module:

@@ -46,6 +46,17 @@ _FSDP = (
 )
 
 
+def present(modules: list[nn.Module]) -> bool:
+    """Whether any of these modules is a wrapper, or bears the marks of one: quickly."""
+    if any(map(_wraps, set(map(type, modules)))):
+        return True
+    for module in modules:
+        state = module.__dict__
+        if "_hf_hook" in state or "_original_forward" in state or "_compiled_call_impl" in state:
+            return True
+    return False
+
+
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """Take off the wrappers around a model; sentences say which, inner ones included."""
     notes: dict[str, None] = {}
@@ -103,6 +114,11 @@ def _names(module: nn.Module) -> frozenset[str]:
 @functools.lru_cache(maxsize=1024)
 def _names_of(of: Any) -> frozenset[str]:
     return frozenset(f"{c.__module__}.{c.__qualname__}" for c in of.__mro__)
+
+
+@functools.lru_cache(maxsize=1024)
+def _wraps(of: Any) -> bool:
+    return not _names_of(of).isdisjoint((*_WRAPPERS, _FLAT, _SHARDED))
 
 
 def _is(module: nn.Module, name: str) -> bool:
