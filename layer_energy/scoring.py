@@ -95,13 +95,16 @@ def score(
             raise type(error)(f"candidate {i}: {error}") from error
         rows[i]["error"] = str(error)
 
-    for i, candidate in enumerate(_several(candidates)):
+    for candidate in _several(candidates):
+        i = len(rows)
         rows.append({"device": prices.device["slug"], "quality": prices.quality, "error": ""})
         try:
             walked = _walked(candidate, walks)
         except LayerEnergyError as error:
             failed(i, error)
             continue
+        finally:
+            del candidate  # whoever builds the next one need not keep two
         networks[i] = calls = Counter(map(distinct.item, walked.workloads))
         borrowed = unmeasured((item.workload.dtype for item in calls), prices)
         rows[i] |= {

@@ -15,6 +15,7 @@ import torch
 from layer_energy.errors import DatasetError, LayerEnergyError
 from layer_energy.meters.base import QUALITIES
 from layer_energy.models import build_model, default_input
+from layer_energy.optimization import MODES
 from layer_energy.walk import parse_shape, walk
 from layer_energy.workload import ITEMSIZE_BYTES, Workload
 
@@ -48,7 +49,7 @@ def read_totals(path: str | Path) -> list[Total]:
     ``time_s`` of a forward pass; optional ``input`` (``8x3x224x224`` or ``1x128:int64``),
     ``batch_size`` of an inferred input where there is none, ``dtype`` (``float32`` if not given),
     ``quality`` of the joules (``measured``) and ``mode`` (``inference``). Other columns are
-    ignored; ``datasets/*/networks.csv`` are such files.
+    ignored, and so are rows of training steps: ``datasets/*/networks.csv`` are such files.
 
     Raises:
         DatasetError: if the file cannot be read, or a row is wrong; names the line and the column.
@@ -57,14 +58,16 @@ def read_totals(path: str | Path) -> list[Total]:
     built: dict[tuple[str, str], Any] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
+            rows = enumerate(csv.DictReader(file), start=2)
             totals = [
-                _total(row, f"{path}, line {i + 2}", built)
-                for i, row in enumerate(csv.DictReader(file))
+                _total(row, f"{path}, line {line}", built)
+                for line, row in rows
+                if row.get("mode") in (None, "", "inference") or row["mode"] not in MODES
             ]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     if not totals:
-        raise DatasetError(f"{path} has no rows; one measured network a line is expected")
+        raise DatasetError(f"{path} has no rows; one measured forward pass a line is expected")
     return totals
 
 
@@ -78,7 +81,8 @@ def _total(row: Mapping[str, str | None], place: str, built: dict[tuple[str, str
     energy_j, time_s = (_positive(row, column, place) for column in ("energy_j", "time_s"))
     batch_size = int(_positive({"batch_size": "1", **row}, "batch_size", place)) or 1
     if (row.get("mode") or "inference") != "inference":
-        raise DatasetError(f"{place}: mode is {row['mode']!r}; only inference can be calibrated")
+        modes = ", ".join(MODES)
+        raise DatasetError(f"{place}: mode is {row['mode']!r}, not one of {modes}")
     if "float" not in dtype or dtype not in ITEMSIZE_BYTES:
         raise DatasetError(f"{place}: dtype is {dtype!r}; float32, bfloat16 and float16 are known")
     quality = row.get("quality") or "measured"

@@ -196,7 +196,8 @@ def test_a_file_of_totals(tmp_path):
         ("alexnet,1,float32,inference,1,inf", "line 2: time_s is 'inf', not a positive number"),
         ("alexnet,x,float32,inference,1,1", "line 2: batch_size is 'x', not a positive number"),
         ("alexnet,1,int8,inference,1,1", "line 2: dtype is 'int8'"),
-        ("alexnet,1,float32,training,1,1", "line 2: mode is 'training'; only inference"),
+        ("alexnet,1,float32,dreaming,1,1", "line 2: mode is 'dreaming', not one of inference, tr"),
+        ("alexnet,1,float32,training,1,1", "no rows; one measured forward pass"),
         ("alexnat,1,float32,inference,1,1", "line 2: alexnat cannot be walked: .*alexnet"),
     ],
 )

@@ -3,7 +3,8 @@
 Run:  python -m tests.benchmarks.search [--candidates 10000]
 
 The candidates are random cells of convolutions, pooling and linear layers (``tests/search_space``)
-on the CPU, built while ``score`` takes them from a generator, which leaves out the time for that.
+on the CPU, built and freed while ``score`` takes them from a generator, which leaves out the time
+for that.
 In between, the other tools count a sample of the same candidates, so that all ratios are of one run
 under the same load. Seconds are processor time of one thread.
 """
@@ -58,8 +59,14 @@ class Candidates:
 
     def __iter__(self) -> Iterator[nn.Module]:
         rng = random.Random(self._seed)
+        model = nn.Module()
+
+        def build() -> None:
+            nonlocal model
+            model = random_network(rng).eval()  # and free the one before
+
         for i in range(self._n):
-            model = self._timed("building", lambda: random_network(rng).eval())
+            self._timed("building", build)
             if i % max(1, self._n // SAMPLE) == 0:
                 for name, count in self._tools.items():
                     self._timed(name, lambda count=count, model=model: count(model))
