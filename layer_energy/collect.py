@@ -191,10 +191,12 @@ class _Run:
                     return
                 row_id = self.queue.popleft()
                 row = self._row(row_id)
-                if row is not None:
+                if row is None:
+                    continue
+                if "failed" not in row.flags:  # a slow machine is not why a row cannot be measured
                     block.append(row_id)
-                    if not self._suspected[row_id]:
-                        on_row(row)
+                if not self._suspected[row_id]:
+                    on_row(row)
             if block and self._drifted():
                 self._suspect(block)
             while self._networks_lag():

@@ -149,7 +149,7 @@ def make_plan(
         rng = Random(f"{seed}/{kind}")
         if training:
             drawn = sample(kind, rows[kind], rng, CPU_TRAINING_LIMITS, dtype)
-            chosen += dict.fromkeys(with_gradients(*numbered, rng) for numbered in enumerate(drawn))
+            chosen += dict.fromkeys(with_gradients(i, work, rng) for i, work in enumerate(drawn))
         else:
             chosen += sample(kind, rows[kind], rng, CPU_LIMITS, dtype)
     Random(seed).shuffle(chosen)  # sorted by size, thermal drift would look like a size effect

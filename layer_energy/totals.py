@@ -58,11 +58,10 @@ def read_totals(path: str | Path) -> list[Total]:
     built: dict[tuple[str, str], Any] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = enumerate(csv.DictReader(file), start=2)
             totals = [
                 _total(row, f"{path}, line {line}", built)
-                for line, row in rows
-                if row.get("mode") in (None, "", "inference") or row["mode"] not in MODES
+                for line, row in enumerate(csv.DictReader(file), start=2)
+                if row.get("mode") not in MODES.keys() - {"inference"}
             ]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error

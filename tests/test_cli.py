@@ -207,6 +207,18 @@ def test_help_of_every_command_has_an_example(run):
         assert "--json" in out
 
 
+def test_steps_measured_without_a_profile_to_compare_them_with(run, tmp_path, monkeypatch):
+    make_dataset({"copy": 3}).save(tmp_path)
+    step = NetworkMeasurement("alexnet", 8, "8x3x224x224", "float32", "training", 1.0, 5.0, 5.0,
+                              0.01, 3, "estimated", "estimated")  # fmt: skip
+    monkeypatch.setattr(cli.evaluate, "_measure_networks", lambda *args, **options: [step])
+    code, out, err = run("evaluate", "networks", "--mode", "training", "--measure", "--dataset",
+                         tmp_path, "--device", "nvidia-a100", "--json")  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["networks"] == []
+    assert "fit one to compare them with" in err.replace("\n", " ")
+
+
 def test_collect_fit_predict(run, tmp_path):
     folder, profile = tmp_path / "mine", tmp_path / "mine.json"
     code, out, _ = run("collect", "--out", folder, "--rows", "copy=25", "--meter", "estimated",

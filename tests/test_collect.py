@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import ClassVar
 
 import pytest
@@ -17,7 +18,8 @@ from layer_energy.layers import kinds, layer_type, workload
 from layer_energy.measure import CpuBench, Protocol, dwell, measure, rotation
 from layer_energy.measure.bench import References
 from layer_energy.meters import EstimatedMeter, SimulatedMeter, VirtualClock, open_meter
-from layer_energy.plan import default_rows, make_plan
+from layer_energy.model import MIN_ROWS
+from layer_energy.plan import default_rows, default_training_rows, make_plan
 from layer_energy.workload import Device
 
 QUICK = Protocol(dwell_s=0.01, repeats=3, attempts=1)
@@ -105,8 +107,15 @@ def works(kind, rows):
     return [job.workload for job in make_plan({kind: rows}).jobs]
 
 
+class SteadyBench(CpuBench):
+    """Takes the machine for steady, however busy: what a test counts must not depend on it."""
+
+    def drifted(self):
+        return False
+
+
 def bench(device, protocol=QUICK):
-    return CpuBench(device, open_meter("estimated"), protocol)
+    return SteadyBench(device, open_meter("estimated"), protocol)
 
 
 class TestPlan:
@@ -130,6 +139,21 @@ class TestPlan:
         for kind in ("conv2d", "max_pool2d", "linear", "relu", "tanh", "sigmoid", "softmax"):
             assert rows[kind] >= 300
         assert min(rows.values()) >= 100
+
+    @pytest.mark.parametrize("kind", ["conv1d", "group_norm", "instance_norm", "lstm", "rms_norm"])
+    def test_every_set_of_gradients_gets_enough_rows_to_be_fitted(self, kind):
+        rows = default_training_rows()[kind]
+        jobs = make_plan({kind: rows}, training=True).jobs
+        sets = Counter(job.workload.gradients for job in jobs)
+        assert sets.keys() == {"both", "weight", "input"}
+        assert min(sets.values()) >= MIN_ROWS
+
+    def test_what_has_no_weights_is_not_asked_for_their_gradients(self):
+        jobs = make_plan({"matmul": 40}, training=True).jobs
+        assert any(job.workload.params["bias"] for job in jobs)
+        assert {job.workload.gradients for job in jobs} == {"input"}
+        for job in make_plan({"batch_norm": 80}, training=True).jobs:
+            assert job.workload.params["affine"] or job.workload.gradients == "input"
 
     def test_refuses_nonsense(self):
         with pytest.raises(InvalidInput, match="at least 1"):
@@ -172,11 +196,12 @@ class TestCollect:
         code = (
             "from layer_energy.collect import collect\n"
             "from layer_energy.device import local_cpu\n"
-            "from layer_energy.measure import CpuBench, Protocol\n"
+            "from layer_energy.measure import Protocol\n"
             "from layer_energy.meters import open_meter\n"
             "from layer_energy.plan import make_plan\n"
+            "from tests.test_collect import SteadyBench\n"
             "protocol = Protocol(dwell_s=0.01, repeats=3, attempts=1)\n"
-            "bench = CpuBench(local_cpu(), open_meter('estimated'), protocol)\n"
+            "bench = SteadyBench(local_cpu(), open_meter('estimated'), protocol)\n"
             "collect({!r}, bench, make_plan({!r}),\n"
             "        on_row=lambda row: print(row.row_id, flush=True))\n"
         ).format(str(tmp_path), {"relu": 40})
@@ -219,6 +244,22 @@ def test_failed_rows_are_flagged_and_not_tried_again(tmp_path, device):
     dataset = Dataset.load(tmp_path)
     assert len(dataset.measurements) == 8
     assert len(dataset.of("relu")) == 8 - len(summary.failed)
+
+
+def test_rows_that_cannot_be_measured_do_not_come_again_beside_a_slow_reference(tmp_path, device):
+    class Drifting(CpuBench):
+        def drifted(self):
+            return True
+
+    tiny = Protocol(dwell_s=0.01, repeats=3, attempts=1, bytes_cap=1000)
+    drifting = Drifting(device, open_meter("estimated"), tiny)
+    told = []
+    summary = collect(tmp_path, drifting, make_plan({"relu": 8}), on_row=told.append)
+    assert len(told) == 8
+    assert len(summary.failed) == sum("failed" in row.flags for row in told) > 0
+    assert summary.measured == 3 * (8 - len(summary.failed)) > 0
+    rows = Dataset.load(tmp_path).measurements
+    assert all(("drift" in row.flags) != ("failed" in row.flags) for row in rows)
 
 
 def test_rows_beside_a_slow_reference_are_measured_again(tmp_path, device):

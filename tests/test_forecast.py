@@ -266,6 +266,8 @@ def test_the_command(profile, tmp_path):
     assert found["energy_low_j"] < found["energy_j"] < found["energy_high_j"]
     text = CliRunner().invoke(app, arguments)
     assert "2 epochs of 1000 images" in text.stdout
+    assert "joules of the profile: ESTIMATED" in text.stdout
+    assert "fitted on: " in text.stdout
 
 
 def test_the_command_takes_tokens_keywords_and_models_that_need_values(

@@ -1,6 +1,7 @@
 """Profiles: fitting, intervals, domain, and files that are damaged, newer or not profiles."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,21 @@ def test_what_was_not_measured_is_priced_by_its_bytes_and_flagged(model):
         assert not prices[w].in_domain
         assert prices[w].time_s == pytest.approx(true_time_s(w), rel=0.3)
     assert "was not measured" in prices[other].outside
+
+
+@pytest.mark.parametrize(("steady", "heeded"), [(40, False), (39, True)])
+def test_rows_beside_slow_references_are_left_out_where_enough_remain(steady, heeded):
+    dataset = make_dataset({"linear": steady + 30})
+    slow = [
+        replace(m, time_s=20 * m.time_s, energy_j=20 * m.energy_j, flags=("drift",))
+        for m in dataset.measurements[steady:]
+    ]
+    mixed = Dataset([*dataset.measurements[:steady], *slow], DEVICE)
+    alone = EnergyModel.fit(Dataset(dataset.measurements[:steady], DEVICE))
+    works = [m.workload for m in make_dataset({"linear": 20}, seed=3).measurements]
+    expected = alone.price(works)
+    same = [EnergyModel.fit(mixed).price(works)[w] == expected[w] for w in works]
+    assert not any(same) if heeded else all(same)
 
 
 def test_too_few_rows():

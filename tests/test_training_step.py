@@ -19,7 +19,7 @@ from layer_energy.errors import InvalidInput, MeasureError, ProfileError, WalkEr
 from layer_energy.evaluate import evaluate_networks, fit_profile
 from layer_energy.layers import count
 from layer_energy.measure import CpuBench
-from layer_energy.measure.layer import _staggered, executions
+from layer_energy.measure.layer import _staggered, execute, executions
 from layer_energy.measure.network import network
 from layer_energy.model import PASSES
 from layer_energy.networks import measure_networks
@@ -174,6 +174,14 @@ def test_the_optimizer_does_what_it_really_does(optimizer, foreach):
     seen = [call.op for call in calls if call.path == OPTIMIZER]
     free = {"item", "_local_scalar_dense", "empty_strided", "empty", "lift_fresh"}
     assert Counter(seen) == Counter(name for name in operations.names if name not in free)
+
+
+def test_lists_written_in_place_count_as_written():
+    step = TrainingStep(optimizer="sgd", foreach=True)
+    calls = walk(nn.Linear(8, 4, bias=False), (2, 8), step=step).calls
+    lists = [call for call in calls if call.path == OPTIMIZER and call.op.startswith("_foreach")]
+    assert lists
+    assert all(call.cost.bytes_out == 4 * 8 * 4 for call in lists)
 
 
 def test_a_step_is_the_network_the_loss_and_the_optimizer():
@@ -495,6 +503,44 @@ class TestMeasuring:
         for run in itertools.islice(runs, 2):
             run()
         assert order[2:] == ["c forward", "a backward", "a forward", "b backward"]
+
+    def test_a_program_ends_every_pass_it_begins(self):
+        order = []
+
+        def passes(name):
+            def forward():
+                order.append(f"{name} forward")
+                return lambda: order.append(f"{name} backward")
+
+            return forward
+
+        execute([passes(name) for name in "abca"], lag=3)
+        assert order == [
+            "a forward", "b forward", "c forward", "a backward",
+            "a forward", "b backward", "c backward", "a backward",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("kind", "params", "wanted"),
+        [
+            ("attention", {"batch": 1, "heads": 1, "kv_heads": 1, "q_length": 4, "k_length": 4,
+                           "head_dim": 8, "causal": 0, "mask": 1}, 3),
+            ("mse_loss", {"elements": 8}, 1),
+            ("gru", {"batch": 1, "length": 2, "in_features": 8, "hidden": 8, "layers": 1,
+                     "bidirectional": 0}, 1),
+            ("add", {"elements": 8, "other": 8, "in_place": 0}, 2),
+        ],
+    )  # fmt: skip
+    def test_gradients_are_of_what_networks_differentiate(self, kind, params, wanted, monkeypatch):
+        given = []
+        grad = torch.autograd.grad
+        monkeypatch.setattr(
+            torch.autograd,
+            "grad",
+            lambda out, of, *a, **k: (given.append(of), grad(out, of, *a, **k)),
+        )
+        next(executions(Workload(kind, Params(params), gradients="input"), 1))()
+        assert [len(of) for of in given] == [wanted]
 
     @pytest.mark.parametrize("copies", [1, 2, 7])
     def test_every_execution_has_its_backward_pass(self, copies, monkeypatch):

@@ -78,10 +78,12 @@ def evaluate_networks(
     model = EnergyModel.load(profile or default_profile())
     if training and not model.trains:
         if measure and dataset:
-            out.print(
+            err.print(
                 f"{len(networks)} networks measured into {dataset}; the profile "
                 f"{model.device['slug']} holds forward passes only, fit one to compare them with"
             )
+            if as_json:
+                print_json({"mode": mode, "networks": [], "not_measured": failures})
             return
         raise InvalidInput(
             f"the profile {model.device['slug']} holds forward passes only; give another --device"

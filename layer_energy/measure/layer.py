@@ -90,7 +90,12 @@ def passes(workload: Workload, device: str, rectified: bool) -> Forward:
     module, inputs = _materialise(workload, device, rectified)
     if workload.gradients == "none":
         module.requires_grad_(False)
-        return lambda: (module(*inputs), _nothing)[1]
+
+        def alone() -> Execution:
+            module(*inputs)
+            return _nothing
+
+        return alone
     wanted: list[torch.Tensor] = []
     if workload.gradients in ("input", "both"):
         first = inputs[: layer_type(workload.kind).differentiated_inputs]

@@ -109,13 +109,11 @@ def _costliest_outside(report: EnergyReport) -> str:
 def notes(report: EnergyReport) -> list[str]:
     """Where the numbers come from and how far they go, in sentences; assumptions apart."""
     per_sample = report.energy_j / max(report.batch_size, 1)
-    origin = ORIGINS.get(report.quality, report.quality.upper())
-    joules = f"joules of the profile: {origin}, ±{report.relative_uncertainty:.0%}"
     unmodelled = 1 - report.coverage
     return [
         f"{si(per_sample, 'J')} per sample, {si(energy_wh(report.energy_j), 'Wh')} in all; "
         f"mean power {si(report.energy_j / report.time_s if report.time_s else 0.0, 'W')}",
-        joules,
+        origin(report),
         f"{unmodelled:.1%} of the joules come from operations without a model of their own"
         + (f": {', '.join(report.unmodelled())}" if report.unmodelled() else ""),
         f"{report.in_domain:.1%} of the joules lie inside the fitted range"
@@ -125,8 +123,19 @@ def notes(report: EnergyReport) -> list[str]:
             if report.network_ratio
             else "interval of the total: sum of the layers' intervals"
         ),
-        f"fitted on: {report.source}",
+        fitted_on(report),
     ]
+
+
+def origin(report: EnergyReport) -> str:
+    """What the joules of the profile are."""
+    kind = ORIGINS.get(report.quality, report.quality.upper())
+    return f"joules of the profile: {kind}, ±{report.relative_uncertainty:.0%}"
+
+
+def fitted_on(report: EnergyReport) -> str:
+    """The dataset behind the profile."""
+    return f"fitted on: {report.source}"
 
 
 def _footnotes(report: EnergyReport) -> list[Text]:

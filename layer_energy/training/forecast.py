@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from layer_energy.report.text import fitted_on, origin
 from layer_energy.units import WORLD_INTENSITY_G_PER_KWH, carbon_g, energy_wh, money, si
 from layer_energy.walk.training import ACCUMULATION, OPTIMIZER
 
@@ -193,7 +194,8 @@ class TrainingForecast:
             share = self.waiting_time_s / self.epoch_time_s
             lines.append(f"{share:.0%} of the time the device waits for images")
         lines += [f"{name}: {si(value, 'J')}" for name, value in self.baselines_j.items()]
-        return "\n".join([*lines, *(f"· {note}" for note in self.notes)])
+        said = [origin(self.step), fitted_on(self.step), *self.notes]
+        return "\n".join([*lines, *(f"· {note}" for note in said)])
 
 
 def _time_s(report: EnergyReport) -> float:
