@@ -1,4 +1,4 @@
-"""The campaign on a GPU: which rows and networks fill a budget, in disjoint shards."""
+"""Campaigns: rows and networks together; on a GPU, disjoint shards of them that fill a budget."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from random import Random
 from layer_energy.errors import InvalidInput, LayerEnergyError
 from layer_energy.layers.base import count, layer_type
 from layer_energy.networks import build_on_meta, layers_of
+from layer_energy.optimization import MODES
 from layer_energy.plan import (
     GPU_LIMITS,
     OPTIMIZER_STEPS,
     Job,
     NetworkJob,
     Plan,
+    make_plan,
     sample,
     with_gradients,
 )
@@ -59,9 +61,6 @@ ARITHMETIC_AND_HALF = {"float32": 0.28, "tf32": 0.27, "bfloat16": 0.4, "float16"
 MEMORY = {"float32": 0.5, "bfloat16": 0.5}
 """Share of rows by precision, of layers with and without multiply-accumulates."""
 
-CONVOLUTIONS = {"dense": 0.64, "depthwise": 0.2, "grouped": 0.16}
-"""Share of two-dimensional convolutions by kernel: each has a price of its own."""
-
 REAL_SHARE, HOT_SHARE, AUTOTUNED_SHARE, REPEAT_SHARE = 0.15, 0.15, 0.05, 0.03
 TEST_MODULUS = 10
 """One workload in this many is for testing only, always the same ones."""
@@ -73,6 +72,7 @@ REAL_NETWORKS = (
 """Their layers are among the rows; none of them is among the networks that judge."""
 
 REAL_BATCHES = (1, 16, 64)
+CPU_BATCHES = (1, 8)
 
 NETWORK_MODES = (
     ("float32", "inference"),
@@ -123,6 +123,56 @@ def campaign(
         "mode": "training" if training else "inference",
     }
     return Plan((*head, *tail), tuple(networks), identity, fills_budget=True)
+
+
+def cpu_campaign(
+    rows: Mapping[str, int],
+    training_rows: Mapping[str, int],
+    networks: Sequence[str] = (),
+    seed: int = 0,
+) -> Plan:
+    """Plan a campaign on a CPU: everything in random order, so that all sees the same hours.
+
+    The speed of a shared machine wanders within hours: what is measured one after the other cannot
+    be compared as well as what is mixed.
+
+    Args:
+        rows: layer type → how many forward passes.
+        training_rows: the same of forward and backward passes, and steps of optimizers.
+        networks: names, see :func:`layer_energy.models.build_model`; measured between the rows.
+            Where there are ``rows``, their forward passes are, and each of their layers exactly;
+            where there are ``training_rows``, their training steps.
+        seed: of the drawing.
+
+    Raises:
+        InvalidInput: for a kind that cannot be sampled, a non-positive number of rows, or a network
+            that cannot be built.
+    """
+    whole: list[NetworkJob] = []
+    judged: dict[Workload, None] = {}
+    for name in networks:
+        model, _ = build_on_meta(NetworkJob(name, "", 1))  # a wrong name is told before the work
+        if rows:
+            forward = [NetworkJob(name, "", size, exact=True) for size in CPU_BATCHES]
+            judged |= dict.fromkeys(work for job in forward for work in layers_of(job, model))
+            whole += forward
+        if training_rows:
+            steps = [mode for mode in MODES if mode != "inference"]
+            whole += [NetworkJob(name, "", CPU_BATCHES[-1], mode=mode) for mode in steps]
+    drawn = (*make_plan(rows, seed).jobs, *make_plan(training_rows, seed, training=True).jobs)
+    jobs = [Job(work, ("validation",)) for work in judged]
+    jobs += [job for job in drawn if job.workload not in judged]
+    rng = Random(seed)
+    rng.shuffle(jobs)
+    rng.shuffle(whole)
+    identity = {
+        "seed": seed,
+        "mode": "all" if rows and training_rows else "training" if training_rows else "inference",
+        "rows": dict(sorted(rows.items())),
+        "training_rows": dict(sorted(training_rows.items())),
+        "networks": list(networks),
+    }
+    return Plan(tuple(jobs), tuple(whole), identity)
 
 
 def campaign_networks() -> list[NetworkJob]:
@@ -195,13 +245,7 @@ def _jobs_of(
     shapes = [replace(work, dtype=dtype) for work in real]
     shapes = [w for w in shapes if mine(w) and GPU_LIMITS.allow(count(w)[0])]
     chosen = rng.sample(shapes, min(len(shapes), round(REAL_SHARE * rows)))
-    left = rows - len(chosen)
-    for part, share in (CONVOLUTIONS if kind == "conv2d" else {"": 1.0}).items():
-
-        def fits(work: Workload, part: str = part) -> bool:
-            return mine(work) and (not part or _convolution(work) == part)
-
-        chosen += sample(kind, round(share * left), rng, GPU_LIMITS, dtype, fits, seen=chosen)
+    chosen += sample(kind, rows - len(chosen), rng, GPU_LIMITS, dtype, mine, seen=chosen)
     for number, work in enumerate(chosen):
         flags = []
         if _of_the_test_set(work):
@@ -211,13 +255,6 @@ def _jobs_of(
         elif kind.startswith("conv") and rng.random() < AUTOTUNED_SHARE:
             flags.append("autotuned")
         yield Job(with_gradients(number, work, rng) if training else work, tuple(flags))
-
-
-def _convolution(work: Workload) -> str:
-    groups = work.params["groups"]
-    if groups == 1:
-        return "dense"
-    return "depthwise" if groups == work.params["in_channels"] else "grouped"
 
 
 def _of_the_test_set(work: Workload) -> bool:

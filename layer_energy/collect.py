@@ -3,7 +3,8 @@
 Every finished row is appended to a journal at once, so a kill loses at most the row in flight.
 Between blocks of rows reference layers are measured; a block beside which they ran slower than
 usual (another process, a hot machine) is measured again, and flagged if it stays so. Whole networks
-come between the blocks, so that they are measured under the same conditions.
+come between the blocks, so that they are measured under the same conditions; where the plan leaves
+time for it, they wait until the references are as fast as usual.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ NETWORK_SHARE = 0.25
 """Networks take no more than this share of a budget."""
 
 SUSPECT_ROUNDS = 2
-"""How often suspect blocks are measured again before they stay flagged; once within a budget."""
+"""How often suspect blocks are measured again before they stay flagged; once in plans that fill a
+budget."""
 
 TRIES = 3
 """Of a row that fails a health check."""
@@ -112,11 +114,11 @@ def collect(
         out: the dataset's folder; an interrupted collection in it is resumed.
         bench: the device, and how it is measured.
         plan: what to measure.
-        budget_s: stop cleanly before this many seconds are over; the next call resumes. A plan that
-            fills its budget is written as a dataset then, others when nothing is left of them.
+        budget_s: stop cleanly before this many seconds are over and write what there is as a
+            dataset; the next call resumes.
         on_start: called once with the number of rows left to measure.
         on_row: called after each row of these; failed ones are flagged.
-        should_stop: asked before each row.
+        should_stop: asked before each row and each network.
         clock: seconds of the budget.
 
     Raises:
@@ -142,10 +144,12 @@ def collect(
         except OSError as error:
             raise _rescued(error, run, identity) from error
         finally:  # time on a GPU is dear: whatever there is becomes a dataset, however it ended
-            if run.summary.complete or (plan.fills_budget and journal.rows):
+            ended = run.summary.complete or run.out_of_time
+            found = bool(journal.rows or journal.networks)
+            if found and (ended or plan.fills_budget):
                 run.dataset(identity).save(out)
         summary = run.summary
-        summary.saved = summary.complete or (plan.fills_budget and run.out_of_time)
+        summary.saved = ended and found
     if summary.complete:
         (out / JOURNAL_NAME).unlink()
     summary.seconds = clock() - run.started_s
@@ -197,23 +201,32 @@ class _Run:
                     block.append(row_id)
                 if not self._suspected[row_id]:
                     on_row(row)
-            if block and self._drifted():
+            drifted = bool(block) and self._drifted()
+            if drifted:
                 self._suspect(block)
-            while self._networks_lag():
-                self._next_network()
+            self._catch_up(drifted)
             if self._networks and not self.queue:
-                self.out_of_time = True
+                self.out_of_time = not self._should_stop()
                 return
         self.summary.complete = True
 
+    def _catch_up(self, drifted: bool) -> None:
+        """Measure the networks that are due; if they may wait, one, on a steady device only."""
+        while self._networks_lag() and not self._should_stop():
+            waits = self.queue and not self._plan.fills_budget
+            if not (waits and drifted):
+                self._next_network()
+            if waits:
+                return
+
     def _networks_lag(self) -> bool:
-        """Whether the networks have to catch up: with the budget's clock, else with the rows."""
+        """Whether the networks have to catch up: with a budget to be filled, else with the rows."""
         if not self._networks or self._left_s() <= NETWORK_S:
             return False
         if not self.queue:
             return True
         done = 1 - len(self._networks) / len(self._plan.networks)
-        if self._budget_s is None:
+        if self._budget_s is None or not self._plan.fills_budget:
             return done < 1 - len(self.queue) / len(self._plan.jobs)
         elapsed_s = self._clock() - self.started_s
         return done < elapsed_s / self._budget_s and self._networks_s < NETWORK_SHARE * elapsed_s
@@ -230,6 +243,7 @@ class _Run:
             "planned": len(self._plan.jobs),
             "measured": len(rows),
             "failed": len(self.summary.failed),
+            "drift_rows": sum("drift" in row.flags for row in rows.values()),
             "suspect_blocks": self.summary.suspect_blocks,
         }
         measurements = [rows[i] for i in sorted(rows)]
@@ -312,6 +326,9 @@ class _Run:
                 reason = str(error)
             except (DeviceLost, MeterError, OSError):
                 raise
+            except KeyboardInterrupt:
+                self._journal.end_network(_job_key(job))
+                raise
             except Exception as error:  # nor must one bad network
                 self.summary.failed.append(f"{job.model}: {_told(error)}")
                 break
@@ -346,8 +363,9 @@ def _with_floors(
         if "validation" in row.flags and row.time_s > 0
     }
     needed = {}
+    measured = {_network_key(network) for network in networks}
     for job in jobs if known else ():
-        if job.exact:
+        if job.exact and _job_key(job) in measured:
             with contextlib.suppress(LayerEnergyError):  # it was measured; its floor can be missed
                 needed[_job_key(job)] = layers_of(job)
     return [

@@ -31,7 +31,7 @@ class Journal:
     Attributes:
         rows: row_id → measurement; of several rows with one row_id the last counts.
         networks: whole networks, in the order they were measured.
-        networks_begun: key → how often a network's measurement began.
+        networks_begun: key → how often a network's measurement began and was not given up.
         deaths: row_id → how often the process died while it was being measured.
         dropped: lines that were corrupt or cut short, and are ignored.
         duplicates: rows that a later one with the same row_id replaced.
@@ -102,6 +102,11 @@ class Journal:
         self.networks_begun[key] += 1
         self._write(encode("begin_network", list(key)))
 
+    def end_network(self, key: tuple[Any, ...]) -> None:
+        """Note that a network was given up, not by its own fault."""
+        self.networks_begun[key] -= 1
+        self._write(encode("end_network", list(key)))
+
     def _write(self, line: bytes) -> None:
         self._file.write(line)
         self._file.flush()
@@ -155,6 +160,8 @@ class Journal:
                 self._in_flight = row_id
             elif (key := decode("begin_network", line)) is not None:
                 self.networks_begun[tuple(key)] += 1
+            elif (key := decode("end_network", line)) is not None:
+                self.networks_begun[tuple(key)] -= 1
             elif decode("end", line) is not None:
                 self._in_flight = None
             else:

@@ -20,14 +20,15 @@ PAPER_KINDS = ("conv2d", "max_pool2d", "linear", "relu", "tanh", "sigmoid", "sof
 
 OPTIMIZER_STEPS = ("sgd_step", "adam_step", "adamw_step")
 
+CONVOLUTIONS = {"dense": 0.64, "depthwise": 0.2, "grouped": 0.16}
+"""Share of two-dimensional convolutions by kernel: each has a price of its own."""
+
 CANDIDATES = 12
 """Draws per row, of which the one in the emptiest stratum is kept."""
 
-CPU_SECONDS_PER_ROW = 0.22
-GPU_SECONDS_PER_ROW = 0.3
-NETWORK_SECONDS = 2.0
-"""What a row took when the first dataset was collected, and what it should take on a GPU; for the
-estimate of ``--dry-run``."""
+CPU_SECONDS_PER_ROW, CPU_SECONDS_PER_NETWORK = 0.3, 10.0
+GPU_SECONDS_PER_ROW, GPU_SECONDS_PER_NETWORK = 0.3, 2.0
+"""What they took on a small CPU, and should take on a GPU; for the estimate of ``--dry-run``."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Plan:
         jobs: rows; the position is the ``row_id``.
         networks: whole networks, interleaved with the rows.
         identity: JSON-able facts; an interrupted collection is resumed only by an equal plan.
-        fills_budget: it holds more than time allows: when the budget ends, so does the plan.
+        fills_budget: it holds more than time allows: nothing is put off, and however a collection
+            of it ends, what was measured is written as a dataset.
     """
 
     jobs: tuple[Job, ...]
@@ -121,9 +123,9 @@ def default_training_rows() -> dict[str, int]:
     for kind in kinds():
         if kind != GENERIC and layer_type(kind).differentiable:
             rows[kind] = 100 if _has_weights(kind) else 30
-    rows |= {"conv2d": 520, "linear": 280, "batch_norm": 220, "layer_norm": 120, "matmul": 100}
-    rows |= {"attention": 100, "relu": 100, "max_pool2d": 100, "add": 80, "mul": 80, "cat": 80}
-    return rows | dict.fromkeys(OPTIMIZER_STEPS, 30)
+    rows |= {"conv2d": 700, "linear": 360, "batch_norm": 300, "layer_norm": 150, "matmul": 120}
+    rows |= {"attention": 140, "relu": 120, "max_pool2d": 120, "add": 100, "mul": 100, "cat": 100}
+    return rows | dict.fromkeys(OPTIMIZER_STEPS, 105)
 
 
 def make_plan(
@@ -193,6 +195,8 @@ def sample(
 ) -> list[Workload]:
     """Draw distinct workloads of one layer type, always into the emptiest stratum.
 
+    Of two-dimensional convolutions each kind of kernel gets its share.
+
     Args:
         kind: the layer type.
         rows: how many; fewer come back where its space is too small.
@@ -207,6 +211,36 @@ def sample(
     """
     if kind == GENERIC:
         raise InvalidInput("'generic' prices what no layer type claims; it cannot be measured")
+    if kind != "conv2d":
+        return _sample(kind, rows, rng, limits, dtype, keep, seen)
+    parts = {part: round(share * rows) for part, share in CONVOLUTIONS.items()}
+    parts["dense"] += rows - sum(parts.values())
+    chosen: list[Workload] = []
+    for part, wanted in parts.items():
+
+        def fits(work: Workload, part: str = part) -> bool:
+            return _convolution(work) == part and keep(work)
+
+        chosen += _sample(kind, wanted, rng, limits, dtype, fits, [*seen, *chosen])
+    return chosen
+
+
+def _convolution(work: Workload) -> str:
+    groups = work.params["groups"]
+    if groups == 1:
+        return "dense"
+    return "depthwise" if groups == work.params["in_channels"] else "grouped"
+
+
+def _sample(
+    kind: str,
+    rows: int,
+    rng: Random,
+    limits: Limits,
+    dtype: str,
+    keep: Callable[[Workload], bool],
+    seen: Iterable[Workload],
+) -> list[Workload]:
     known = dict.fromkeys(seen)
     filled = Counter(_stratum(count(w)[0]) for w in known)
     chosen: dict[Workload, None] = {}

@@ -5,13 +5,16 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from random import Random
 
 import pytest
 
+from layer_energy import campaign as campaign_module
 from layer_energy import collect as collect_module
-from layer_energy.campaign import ROWS, campaign, campaign_networks
+from layer_energy.campaign import ROWS, campaign, campaign_networks, cpu_campaign
 from layer_energy.collect import JOURNAL_NAME, collect
+from layer_energy.datapackage import PACKAGE
 from layer_energy.dataset import Dataset, merge
 from layer_energy.errors import (
     DatasetError,
@@ -109,6 +112,69 @@ class TestPlan:
             campaign((4, 3))
 
 
+NAMES = ("squeezenet1_1", "alexnet")
+
+
+def small_cpu_campaign(seed):
+    return cpu_campaign({"conv2d": 40, "relu": 40}, {"linear": 40}, NAMES, seed)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return small_cpu_campaign(seed=3)
+
+
+class TestCpuPlan:
+    def test_is_deterministic(self, plan):
+        assert small_cpu_campaign(seed=3) == plan
+        assert small_cpu_campaign(seed=4).jobs != plan.jobs
+
+    def test_mixes_what_is_compared(self, plan):
+        for half in (plan.jobs[: len(plan.jobs) // 2], plan.jobs[len(plan.jobs) // 2 :]):
+            validation = sum("validation" in job.flags for job in half)
+            training = sum(job.workload.gradients != "none" for job in half)
+            assert validation >= 10
+            assert training >= 10
+            assert len(half) - validation - training >= 25
+
+    def test_judges_are_each_layer_of_each_forward_pass_and_no_row_to_fit_on(self, plan):
+        judged = {job.workload for job in plan.jobs if "validation" in job.flags}
+        whole = {(n.model, n.batch_size, n.mode, n.exact) for n in plan.networks}
+        steps = set(MODES) - {"inference"}
+        assert whole == {(name, b, "inference", True) for name in NAMES for b in (1, 8)} | {
+            (name, 8, mode, False) for name in NAMES for mode in steps
+        }
+        assert judged == {w for n in plan.networks if n.exact for w in layers_of(n)}
+        assert cpu_campaign({}, {"relu": 3}, ["alexnet"]).networks[0].mode in steps
+        assert len(cpu_campaign({"relu": 3}, {}).jobs) == 3
+
+    def test_a_random_row_that_is_a_judge_only_judges(self, monkeypatch):
+        judged = next(iter(layers_of(NetworkJob("alexnet", "", 8))))
+        other = relus(1).jobs[0]
+        monkeypatch.setattr(
+            campaign_module, "make_plan", lambda *a, **k: Plan((Job(judged), other))
+        )
+        jobs = cpu_campaign({"relu": 1}, {}, ["alexnet"]).jobs
+        assert [job.flags for job in jobs if job.workload == judged] == [("validation",)]
+        assert other in jobs
+
+    def test_networks_are_mixed(self, plan):
+        names = [network.model for network in plan.networks]
+        assert names != sorted(names)
+        assert names != sorted(names, reverse=True)
+
+    def test_collections_of_one_seed_and_different_modes_merge(self, tmp_path):
+        for mode, rows in {"inference": ({"relu": 2}, {}), "training": ({}, {"relu": 2})}.items():
+            _, bench = virtual_bench()
+            collect(tmp_path / mode, bench, cpu_campaign(*rows))
+        merged = merge(Dataset.load(tmp_path / mode) for mode in ("inference", "training"))
+        assert len(merged.measurements) == 4
+
+    def test_a_wrong_name_is_told_before_anything_is_measured(self):
+        with pytest.raises(InvalidInput, match="no model 'resnet19'"):
+            cpu_campaign({}, {"relu": 3}, ["resnet19"])
+
+
 class TestCampaign:
     def test_predicts_the_joules_that_the_virtual_gpu_truly_uses(self, tmp_path):
         rows = {"conv2d": 160, "batch_norm": 50, "relu": 40, "max_pool2d": 40, "linear": 60,
@@ -189,6 +255,90 @@ class Faulty:
         if self._script and (error := self._script.pop(0)) is not None:
             raise error
         return self._bench.measure(work, row_id, flags)
+
+
+class Busy(Faulty):
+    """A machine that is slower than usual as often as it is told to be."""
+
+    def __init__(self, times):
+        super().__init__()
+        self._times = times
+        self.rows_before_networks = []
+
+    def drifted(self):
+        self._times -= 1
+        return self._times >= 0
+
+    def measure_model(self, name, build, dtype, mode):
+        self.rows_before_networks.append(len(self.asked))
+        return self._bench.measure_model(name, build, dtype, mode)
+
+
+class TestSlowMachines:
+    def test_networks_wait_until_it_is_as_fast_as_usual(self, tmp_path):
+        bench = Busy(times=2)
+        summary = collect(tmp_path, bench, relus(100, (RESNET,)))
+        assert bench.rows_before_networks == [75]
+        assert summary.complete
+        assert len(bench.asked) == 150
+
+    def test_networks_that_waited_come_one_at_a_time(self, tmp_path):
+        others = [replace(RESNET, batch_size=size) for size in (1, 2, 3)]
+        bench = Busy(times=2)
+        collect(tmp_path, bench, relus(100, tuple(others)))
+        assert bench.rows_before_networks == [75, 100, 125]
+
+    def test_networks_do_not_wait_for_ever(self, tmp_path):
+        bench = Busy(times=1000)
+        summary = collect(tmp_path, bench, relus(30, (RESNET,)))
+        assert summary.networks == 1
+        assert summary.complete
+
+    def test_where_time_is_short_they_do_not_wait(self, tmp_path):
+        bench = Busy(times=1000)
+        plan = relus(3000, (RESNET,), fills_budget=True)
+        collect(tmp_path, bench, plan, budget_s=60.0, clock=bench.clock)
+        assert bench.rows_before_networks == [25]
+
+    def test_when_time_is_up_what_there_is_becomes_a_dataset(self, tmp_path):
+        _, bench = virtual_bench()
+        plan = relus(200, (RESNET,))
+        summary = collect(tmp_path, bench, plan, budget_s=30.0, clock=bench.clock)
+        assert (summary.complete, summary.saved, summary.networks) == (False, True, 1)
+        assert len(Dataset.load(tmp_path).measurements) == summary.measured < 200
+        again = collect(tmp_path, bench, plan, clock=bench.clock)
+        assert (again.complete, again.resumed) == (True, summary.measured)
+        assert len(Dataset.load(tmp_path).measurements) == 200
+        assert not (tmp_path / JOURNAL_NAME).exists()
+
+    def test_networks_alone_are_a_dataset_too(self, tmp_path):
+        _, bench = virtual_bench()
+        summary = collect(tmp_path, bench, Plan((), (RESNET,)), clock=bench.clock)
+        assert (summary.complete, summary.saved) == (True, True)
+        assert len(Dataset.load(tmp_path).networks) == 1
+
+    def test_who_stops_during_the_networks_is_heard_after_the_one_in_flight(self, tmp_path):
+        others = tuple(replace(RESNET, batch_size=size) for size in (1, 2, 3))
+        bench, plan = Busy(times=0), Plan((), others)
+        summary = collect(tmp_path, bench, plan, should_stop=lambda: bench.rows_before_networks)
+        assert (summary.networks, summary.complete, summary.saved) == (1, False, False)
+        assert collect(tmp_path, bench, plan).networks == 2
+
+    def test_a_network_that_someone_interrupts_is_not_to_blame(self, tmp_path):
+        class Impatient(Busy):
+            def measure_model(self, name, build, dtype, mode):
+                raise KeyboardInterrupt
+
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                collect(tmp_path, Impatient(times=0), Plan((), (RESNET,)))
+        assert collect(tmp_path, Busy(times=0), Plan((), (RESNET,))).networks == 1
+
+    def test_without_a_row_there_is_no_dataset(self, tmp_path):
+        _, bench = virtual_bench()
+        summary = collect(tmp_path, bench, relus(3), budget_s=0.0, clock=bench.clock)
+        assert not summary.saved
+        assert not (tmp_path / PACKAGE).exists()
 
 
 class TestFaults:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,10 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["collect", "--out", "x", "--rows", "relu=many"], "neither 'default'"),
         (["collect", "--out", "x", "--rows", "-1"], "at least 1"),
         (["collect", "--out", "x", "--meter", "sundial"], "sundial"),
+        (["collect", "--out", "x", "--mode", "both"], "inference, training or all"),
+        (["collect", "--out", "x", "--mode", "training", "--networks", "nope"], "no model 'nope'"),
+        (["collect", "--out", "x", "--device", "virtual", "--mode", "all"], "on a GPU"),
+        (["collect", "--out", "x", "--device", "virtual", "--networks", "alexnet"], "for a CPU"),
         (["fit", "/nowhere", "--out", "x.json"], "layer-energy collect"),
         (["fit", ".", "--out", "x.txt"], ".json"),
         (["evaluate", "networks"], "--measure"),
@@ -239,6 +244,26 @@ def test_dry_run_writes_nothing(run, tmp_path):
     assert code == 0
     assert json.loads(out)["rows"]["conv2d"] == 8
     assert not (tmp_path / "x").exists()
+
+
+def test_mode_all_asks_each_layer_type_for_what_it_has(run, tmp_path):
+    code, out, _ = run("collect", "--out", tmp_path / "x", "--mode", "all", "--dry-run", "--json",
+                       "--rows", "conv2d=3,sgd_step=2,fill=4", "--networks", "alexnet")  # fmt: skip
+    plan = json.loads(out)
+    assert code == 0
+    judged = plan["flags"]["validation"]
+    assert plan["rows"]["sgd_step"] == 2
+    assert plan["rows"]["fill"] == 4
+    assert sum(plan["rows"].values()) == 2 * 3 + 2 + 4 + judged
+    assert plan["networks"] == 5
+
+
+def test_networks_are_not_added_to_a_collection_that_goes_on(run, dataset_folder, tmp_path):
+    shutil.copytree(dataset_folder, tmp_path / "begun")
+    (tmp_path / "begun" / "journal.jsonl").touch()
+    code, _, err = run("evaluate", "networks", "--measure", "--dataset", tmp_path / "begun")
+    assert code == 2
+    assert "is not complete" in err
 
 
 def test_evaluate_networks_of_a_dataset(run, dataset_folder, tmp_path):

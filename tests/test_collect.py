@@ -19,7 +19,7 @@ from layer_energy.measure import CpuBench, Protocol, dwell, measure, rotation
 from layer_energy.measure.bench import References
 from layer_energy.meters import EstimatedMeter, SimulatedMeter, VirtualClock, open_meter
 from layer_energy.model import MIN_ROWS
-from layer_energy.plan import default_rows, default_training_rows, make_plan
+from layer_energy.plan import Job, Plan, default_rows, default_training_rows, make_plan
 from layer_energy.workload import Device
 
 QUICK = Protocol(dwell_s=0.01, repeats=3, attempts=1)
@@ -139,6 +139,16 @@ class TestPlan:
         for kind in ("conv2d", "max_pool2d", "linear", "relu", "tanh", "sigmoid", "softmax"):
             assert rows[kind] >= 300
         assert min(rows.values()) >= 100
+
+    @pytest.mark.parametrize("rows", [1, 2, 50])
+    def test_each_kind_of_convolution_gets_its_share(self, rows):
+        drawn = works("conv2d", rows)
+        groups = [w.params["groups"] for w in drawn]
+        depthwise = sum(
+            g == w.params["in_channels"] > 1 for g, w in zip(groups, drawn, strict=True)
+        )
+        assert len(drawn) == rows
+        assert (groups.count(1), depthwise) == {1: (1, 0), 2: (2, 0), 50: (32, 10)}[rows]
 
     @pytest.mark.parametrize("kind", ["conv1d", "group_norm", "instance_norm", "lstm", "rms_norm"])
     def test_every_set_of_gradients_gets_enough_rows_to_be_fitted(self, kind):
@@ -260,6 +270,14 @@ def test_rows_that_cannot_be_measured_do_not_come_again_beside_a_slow_reference(
     assert summary.measured == 3 * (8 - len(summary.failed)) > 0
     rows = Dataset.load(tmp_path).measurements
     assert all(("drift" in row.flags) != ("failed" in row.flags) for row in rows)
+
+
+def test_the_plans_remarks_end_up_in_the_rows(tmp_path, device):
+    jobs = tuple(Job(work, ("validation",)) for work in works("relu", 2))
+    collect(tmp_path, bench(device), Plan(jobs))
+    dataset = Dataset.load(tmp_path)
+    assert [row.flags[0] for row in dataset.measurements] == ["validation"] * 2
+    assert dataset.of("relu") == []
 
 
 def test_rows_beside_a_slow_reference_are_measured_again(tmp_path, device):

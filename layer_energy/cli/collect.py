@@ -51,8 +51,19 @@ def collect(
         str, typer.Option(help="On a GPU: K/N, the K-th of N disjoint parts of the campaign.")
     ] = "1/1",
     mode: Annotated[
-        str, typer.Option(help="inference, or training: forward and backward passes, optimizers.")
+        str,
+        typer.Option(
+            help="inference, or training: forward and backward passes, optimizers. On a CPU also "
+            "all: both, mixed."
+        ),
     ] = "inference",
+    networks: Annotated[
+        str | None,
+        typer.Option(
+            help="On a CPU: whole networks to measure between the rows, 'default' or names joined "
+            "by commas. A GPU's campaign has its own."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random layers.")] = 0,
     meter: Annotated[str, typer.Option(help="On a CPU: auto, rapl or estimated.")] = "auto",
     max_power_w: Annotated[
@@ -76,7 +87,10 @@ def collect(
     if kind == "cuda" and not worker and not dry_run:
         check_writable(folder)
         raise typer.Exit(_supervised(folder, minutes or 0.0, started_s))
-    plan = _cpu_plan(rows, mode, seed) if kind == "cpu" else _gpu_plan(rows, shard, mode, seed)
+    if kind == "cpu":
+        plan = _cpu_plan(rows, mode, networks, seed)
+    else:
+        plan = _gpu_plan(rows, shard, mode, networks, seed)
     if dry_run:
         _show_plan(plan, kind, minutes, as_json)
         return
@@ -108,30 +122,37 @@ def collect(
         raise typer.Exit(STOPPED)
 
 
-def _cpu_plan(rows: str, mode: str, seed: int) -> Plan:
-    from layer_energy.plan import make_plan
+def _cpu_plan(rows: str, mode: str, networks: str | None, seed: int) -> Plan:
+    from layer_energy.campaign import cpu_campaign
+    from layer_energy.networks import NETWORKS
+    from layer_energy.plan import OPTIMIZER_STEPS, default_rows, default_training_rows
 
-    training = _is_training(mode)
-    return make_plan(_rows(rows, training), seed, training=training)
+    if mode not in ("inference", "training", "all"):
+        raise InvalidInput(f"--mode must be inference, training or all, got {mode!r}")
+    forward = {} if mode == "training" else _rows(rows, default_rows())
+    training = {} if mode == "inference" else _rows(rows, default_training_rows())
+    if mode == "all":
+        forward = {kind: n for kind, n in forward.items() if kind not in OPTIMIZER_STEPS}
+        training = {kind: n for kind, n in training.items() if kind in default_training_rows()}
+    named = dict.fromkeys(name.strip() for name in (networks or "").split(",") if name.strip())
+    with err.status("planning"):
+        return cpu_campaign(forward, training, NETWORKS if "default" in named else [*named], seed)
 
 
-def _is_training(mode: str) -> bool:
-    if mode not in ("inference", "training"):
-        raise InvalidInput(f"--mode must be inference or training, got {mode!r}")
-    return mode == "training"
-
-
-def _gpu_plan(rows: str, shard: str, mode: str, seed: int) -> Plan:
+def _gpu_plan(rows: str, shard: str, mode: str, networks: str | None, seed: int) -> Plan:
     from layer_energy.campaign import campaign
 
-    if rows != "default":
-        raise InvalidInput("--rows is for a CPU; a campaign on a GPU fills its --minutes")
-    training = _is_training(mode)
+    if rows != "default" or networks:
+        raise InvalidInput(
+            "--rows and --networks are for a CPU; a campaign on a GPU fills its --minutes"
+        )
+    if mode not in ("inference", "training"):
+        raise InvalidInput(f"--mode must be inference or training on a GPU, got {mode!r}")
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
     if not match:
         raise InvalidInput(f"--shard must be K/N, such as 1/3, got {shard!r}")
     with err.status("planning"):
-        return campaign((int(match[1]), int(match[2])), seed, training=training)
+        return campaign((int(match[1]), int(match[2])), seed, training=mode == "training")
 
 
 def _cpu_bench(meter: str, max_power_w: float | None, threads: int | None) -> Bench:
@@ -220,11 +241,9 @@ def _show_summary(folder: Path, summary: Summary) -> None:
         err.print(f"  failed: {reason}", highlight=False)
 
 
-def _rows(text: str, training: bool) -> dict[str, int]:
+def _rows(text: str, default: dict[str, int]) -> dict[str, int]:
     from layer_energy.layers import layer_type
-    from layer_energy.plan import default_rows, default_training_rows
 
-    default = default_training_rows() if training else default_rows()
     if text == "default":
         return default
     try:
@@ -241,11 +260,14 @@ def _rows(text: str, training: bool) -> dict[str, int]:
 
 
 def _show_plan(plan: Plan, kind: str, minutes: float | None, as_json: bool) -> None:
-    from layer_energy.plan import CPU_SECONDS_PER_ROW, GPU_SECONDS_PER_ROW, NETWORK_SECONDS
+    from layer_energy import plan as plans
 
     kinds = Counter(job.workload.kind for job in plan.jobs)
-    per_row = CPU_SECONDS_PER_ROW if kind == "cpu" else GPU_SECONDS_PER_ROW
-    seconds = per_row * len(plan.jobs) + NETWORK_SECONDS * len(plan.networks)
+    if kind == "cpu":
+        per_row, per_network = plans.CPU_SECONDS_PER_ROW, plans.CPU_SECONDS_PER_NETWORK
+    else:
+        per_row, per_network = plans.GPU_SECONDS_PER_ROW, plans.GPU_SECONDS_PER_NETWORK
+    seconds = per_row * len(plan.jobs) + per_network * len(plan.networks)
     facts: dict[str, Any] = {
         "rows": dict(kinds),
         "dtypes": dict(Counter(job.workload.dtype for job in plan.jobs)),

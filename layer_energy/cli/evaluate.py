@@ -126,11 +126,17 @@ def _measure_networks(
 
     Those that cannot be measured are told at once and added to ``failures``.
     """
+    from layer_energy.collect import JOURNAL_NAME
     from layer_energy.device import local_cpu
     from layer_energy.meters import open_meter
     from layer_energy.networks import NETWORKS, measure_networks
     from layer_energy.optimization import MODES
 
+    if folder and (folder / JOURNAL_NAME).exists():
+        raise InvalidInput(
+            f"{folder} is not complete, and going on would lose networks added now; end its "
+            "`layer-energy collect` first (its --networks measures networks, too)"
+        )
     device = local_cpu()
     if dataset and dataset.device.slug != device.slug:
         raise InvalidInput(

@@ -141,7 +141,7 @@ class CpuBench:
 
     def measure(self, work: Workload, row_id: int = 0, flags: Sequence[str] = ()) -> Measurement:
         """See :class:`Bench`."""
-        return cpu.measure(work, self.device, self._meter, self._protocol, row_id)
+        return cpu.measure(work, self.device, self._meter, self._protocol, row_id, flags)
 
     def measure_model(self, name: str, build: Build, dtype: str, mode: str) -> NetworkMeasurement:
         """See :class:`Bench`."""
@@ -165,6 +165,7 @@ class CpuBench:
         """See :class:`Bench`."""
         return {
             "allocator": self._allocator,
+            "network_protocol": asdict(cpu.MODEL_PROTOCOL),
             "meter_relative_uncertainty": self._meter.relative_uncertainty,
             "assumptions": list(self._meter.assumptions),
             **{

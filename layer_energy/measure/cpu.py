@@ -15,7 +15,7 @@ import functools
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class Protocol:
     bytes_cap: int = 1 << 30
 
 
-MODEL_PROTOCOL = Protocol(dwell_s=1.0, repeats=9, time_cap_s=30.0, noisy_spread=0.03)
+MODEL_PROTOCOL = Protocol(dwell_s=3.0, repeats=9, time_cap_s=30.0, noisy_spread=0.03)
 """For whole models."""
 
 
@@ -95,8 +95,9 @@ def measure(
     meter: Meter,
     protocol: Protocol | None = None,
     row_id: int = 0,
+    flags: Sequence[str] = (),
 ) -> Measurement:
-    """Measure one workload.
+    """Measure one workload; the flags given come first in the row's.
 
     Raises:
         MeasureError: if the layer needs more than ``bytes_cap``, memory runs out, or torch cannot
@@ -109,7 +110,7 @@ def measure(
             f"{workload.kind} moves {cost.bytes / 2**30:.1f} GiB, above the cap of "
             f"{protocol.bytes_cap / 2**30:.1f} GiB"
         )
-    flags: list[str] = []
+    flags = list(flags)
     try:
         with torch.inference_mode(workload.gradients == "none"):
             runs = executions(workload, rotation(device, cost.bytes))
