@@ -487,18 +487,20 @@ def test_totals_of_training_steps_have_an_interval_of_their_own(trained_dataset)
     assert evaluate_networks(steps, model).empty
 
 
+def _noted(name, order):
+    """A forward pass that notes itself and its backward pass."""
+
+    def forward():
+        order.append(f"{name} forward")
+        return lambda: order.append(f"{name} backward")
+
+    return forward
+
+
 class TestMeasuring:
     def test_the_backward_pass_is_on_the_copy_longest_past(self):
         order = []
-
-        def passes(name):
-            def forward():
-                order.append(f"{name} forward")
-                return lambda: order.append(f"{name} backward")
-
-            return forward
-
-        runs = _staggered([passes("a"), passes("b"), passes("c")])
+        runs = _staggered([_noted(name, order) for name in "abc"])
         assert order == ["a forward", "b forward"]
         for run in itertools.islice(runs, 2):
             run()
@@ -506,15 +508,7 @@ class TestMeasuring:
 
     def test_a_program_ends_every_pass_it_begins(self):
         order = []
-
-        def passes(name):
-            def forward():
-                order.append(f"{name} forward")
-                return lambda: order.append(f"{name} backward")
-
-            return forward
-
-        execute([passes(name) for name in "abca"], lag=3)
+        execute([_noted(name, order) for name in "abca"], lag=3)
         assert order == [
             "a forward", "b forward", "c forward", "a backward",
             "a forward", "b backward", "c backward", "a backward",

@@ -129,11 +129,12 @@ def _cpu_plan(rows: str, mode: str, networks: str | None, seed: int) -> Plan:
 
     if mode not in ("inference", "training", "all"):
         raise InvalidInput(f"--mode must be inference, training or all, got {mode!r}")
+    trainable = default_training_rows()
     forward = {} if mode == "training" else _rows(rows, default_rows())
-    training = {} if mode == "inference" else _rows(rows, default_training_rows())
+    training = {} if mode == "inference" else _rows(rows, trainable)
     if mode == "all":
         forward = {kind: n for kind, n in forward.items() if kind not in OPTIMIZER_STEPS}
-        training = {kind: n for kind, n in training.items() if kind in default_training_rows()}
+        training = {kind: n for kind, n in training.items() if kind in trainable}
     named = dict.fromkeys(name.strip() for name in (networks or "").split(",") if name.strip())
     with err.status("planning"):
         return cpu_campaign(forward, training, NETWORKS if "default" in named else [*named], seed)
