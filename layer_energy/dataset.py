@@ -54,7 +54,12 @@ _ORIGIN = (
     Column("flags", "string", "everything unusual about the row, joined by |", optional=True),
 )
 _CONDITIONS = tuple(
-    Column(name, "string" if name == "energy_source" else "number", description, optional=True)
+    Column(
+        name,
+        "string" if name in ("energy_source", "board") else "number",
+        description,
+        optional=True,
+    )
     for name, description in (
         ("energy_source", "counter, instant power, average power or assumed power"),
         ("burst_time_s", "time per execution in the first milliseconds [s]"),
@@ -64,6 +69,9 @@ _CONDITIONS = tuple(
         ("sm_clock_mhz", "clock of the multiprocessors [MHz]"),
         ("memory_clock_mhz", "clock of the memory [MHz]"),
         ("power_cap_s", "time of the dwell in which the power limit lowered the clocks [s]"),
+        ("counter_power_w", "power that the energy counter gave for the row [W]"),
+        ("instant_power_w", "power that instant power gave for the row [W]"),
+        ("board", "name of the board, of several of one model"),
     )
 )
 _NETWORK_COLUMNS = (
@@ -77,6 +85,7 @@ _NETWORK_COLUMNS = (
     Column("layers_time_s", "number", "sum of its layers measured exactly [s]", optional=True),
     Column("layers_energy_j", "number", "sum of its layers measured exactly [J]", optional=True),
     *_CONDITIONS,
+    Column("launch", "string", "eager or graph: how the GPU got its kernels", optional=True),
 )
 
 

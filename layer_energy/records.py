@@ -15,6 +15,7 @@ from layer_energy.errors import DatasetError
 from layer_energy.meters.base import QUALITIES
 from layer_energy.workload import (
     GRADIENTS,
+    LAUNCHES,
     Conditions,
     Measurement,
     NetworkMeasurement,
@@ -29,6 +30,9 @@ _KEYS = {"kind", "params", "dtype", "gradients"} | {
     field.name for field in fields(Measurement) if field.name != "workload"
 }
 _NETWORK_KEYS = {field.name for field in fields(NetworkMeasurement)}
+_CONDITION_KEYS = {field.name for field in fields(Conditions)}
+_LATER = {"launch", "counter_power_w", "instant_power_w", "board"}
+"""Fields that rows in older files lack."""
 
 
 def text(row: Mapping[str, Any], key: str) -> str:
@@ -166,32 +170,36 @@ def network_from_dict(row: Any) -> NetworkMeasurement:
         layers_time_s=_optional(row, "layers_time_s", positive=True),
         layers_energy_j=_optional(row, "layers_energy_j", positive=True),
         conditions=_conditions(row["conditions"]),
+        launch=None if row.get("launch") is None else one_of(row, "launch", LAUNCHES),
     )
 
 
 def _check_keys(row: Any, expected: set[str]) -> None:
     if not isinstance(row, dict):
         raise DatasetError(f"a row must be an object, got {type(row).__name__}")
-    if row.keys() != expected:
-        missing, unknown = sorted(expected - row.keys()), sorted(row.keys() - expected)
+    if not expected - _LATER <= row.keys() <= expected:
+        missing, unknown = sorted(expected - _LATER - row.keys()), sorted(row.keys() - expected)
         raise DatasetError(f"a row lacks the fields {missing} and has the unknown ones {unknown}")
 
 
 def _optional(row: Mapping[str, Any], key: str, *, positive: bool = False) -> float | None:
-    return None if row[key] is None else number(row, key, positive=positive)
+    return None if row.get(key) is None else number(row, key, positive=positive)
 
 
 def _conditions(row: Any) -> Conditions | None:
     if row is None:
         return None
-    _check_keys(row, {field.name for field in fields(Conditions)})
+    _check_keys(row, _CONDITION_KEYS)
     return Conditions(
         energy_source=text(row, "energy_source"),
         burst_time_s=number(row, "burst_time_s"),
         host_time_s=_optional(row, "host_time_s"),
         idle_power_w=number(row, "idle_power_w"),
-        temperature_c=number(row, "temperature_c"),
-        sm_clock_mhz=number(row, "sm_clock_mhz"),
-        memory_clock_mhz=number(row, "memory_clock_mhz"),
+        temperature_c=_optional(row, "temperature_c"),
+        sm_clock_mhz=_optional(row, "sm_clock_mhz"),
+        memory_clock_mhz=_optional(row, "memory_clock_mhz"),
         power_cap_s=number(row, "power_cap_s"),
+        counter_power_w=_optional(row, "counter_power_w", positive=True),
+        instant_power_w=_optional(row, "instant_power_w", positive=True),
+        board=None if row.get("board") is None else text(row, "board"),
     )

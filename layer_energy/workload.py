@@ -118,20 +118,31 @@ class Conditions:
         burst_time_s: seconds per execution in the first milliseconds, before power capping.
         host_time_s: seconds of the host per eager execution; ``None`` if not measured.
         idle_power_w: power of the device, ready and without work, last time it was measured.
-        temperature_c: of the GPU.
-        sm_clock_mhz: clock of the multiprocessors.
-        memory_clock_mhz: clock of the memory.
+        temperature_c: of the GPU; ``None`` if not read.
+        sm_clock_mhz: clock of the multiprocessors; ``None`` if not read.
+        memory_clock_mhz: clock of the memory; ``None`` if not read.
         power_cap_s: seconds of the dwell in which the power limit lowered the clocks.
+        counter_power_w: what the energy counter gave for the row; ``None`` if not kept.
+        instant_power_w: what instant power gave for it; ``None`` if not kept.
+        board: name of the board, where a dataset holds several of one model.
     """
 
     energy_source: str
     burst_time_s: float
     host_time_s: float | None
     idle_power_w: float
-    temperature_c: float
-    sm_clock_mhz: float
-    memory_clock_mhz: float
+    temperature_c: float | None
+    sm_clock_mhz: float | None
+    memory_clock_mhz: float | None
     power_cap_s: float
+    counter_power_w: float | None = None
+    instant_power_w: float | None = None
+    board: str | None = None
+
+
+Launch = Literal["eager", "graph"]
+LAUNCHES: tuple[Launch, ...] = ("eager", "graph")
+"""How a GPU gets its kernels: one call of the host after the other, or all as one CUDA graph."""
 
 
 UNUSABLE_FLAGS = frozenset({"failed", "too_slow", "hot", "autotuned", "launch_bound", "validation"})
@@ -206,6 +217,7 @@ class NetworkMeasurement:
         layers_time_s: sum over its layers, each measured exactly; ``None`` if not measured.
         layers_energy_j: the same for energy.
         conditions: of a GPU; ``None`` for rows of a CPU.
+        launch: of a GPU, one of ``LAUNCHES``; ``None`` for a CPU and where it is not known.
     """
 
     model: str
@@ -224,6 +236,7 @@ class NetworkMeasurement:
     layers_time_s: float | None = None
     layers_energy_j: float | None = None
     conditions: Conditions | None = None
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True, slots=True)

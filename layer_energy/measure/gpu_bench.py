@@ -173,6 +173,7 @@ class GpuBench:
             meter=self.meter,
             flags=(*program.flags, *self._remarks(interval)),
             conditions=self._conditions(program, interval),
+            launch="eager",
         )
 
     def drifted(self) -> bool:
