@@ -28,6 +28,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import statistics
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,9 @@ METER_UNCERTAINTY = 0.05
 """NVIDIA's figure for the sensor: ±5 %."""
 
 _EDGES = ("before", "after")
+_RENAMED = re.compile("^decoder:")
+"""The script of the first contact had its decoder in a module of that name."""
+
 _GZIP = 16 + zlib.MAX_WBITS
 _MEDIAN, _QUARTILES = 3, (2, 4)
 """Where they stand in ``gaps_s``: minimum, 5 %, 25 %, 50 %, 75 %, 95 %, maximum."""
@@ -207,7 +211,8 @@ def _network(line: Mapping[str, Any], board: str) -> NetworkMeasurement:
     measured = network_from_dict(line["row"])
     launch: Launch = "graph" if "graph" in measured.flags else "eager"
     flags = tuple(flag for flag in measured.flags if flag not in LAUNCHES)
-    measured = replace(measured, launch=launch, flags=flags)
+    model = _RENAMED.sub("layer_energy.reference_networks:decoder_", measured.model)
+    measured = replace(measured, model=model, launch=launch, flags=flags)
     return _with_power(measured, line["raw"], board, by_counter=True)
 
 

@@ -54,6 +54,103 @@ class RecurrentModel(nn.Module):
         return self.head(self.stack(self.front(x))[0])  # type: ignore[no-any-return]  # likewise
 
 
+class DecoderBlock(nn.Module):
+    """Attention with grouped keys and a gated product, as in Llama 3 (arXiv 2407.21783)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, inner: int, cache: tuple[int, int] | None
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.cached = heads, kv_heads, cache is not None
+        kv_width = kv_heads * (width // heads)
+        self.attention_norm, self.product_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.query, self.output = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.key, self.value = (nn.Linear(width, kv_width, bias=False) for _ in range(2))
+        self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down = nn.Linear(inner, width, bias=False)
+        if cache is not None:
+            batch, length = cache
+            for name in ("keys", "values"):
+                self.register_buffer(name, torch.randn(batch, kv_heads, length, width // heads))
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """``(batch, tokens, width)`` → the same; with a cache, ``tokens`` is 1."""
+        y = self.attention_norm(x)
+        query = _rotated(_split(self.query(y), self.heads), cos, sin)
+        key = _rotated(_split(self.key(y), self.kv_heads), cos, sin)
+        value = _split(self.value(y), self.kv_heads)
+        if self.cached:
+            self.keys[:, :, -1:].copy_(key)
+            self.values[:, :, -1:].copy_(value)
+            key, value = self.keys, self.values
+        y = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=not self.cached, enable_gqa=True
+        )
+        x = x + self.output(y.transpose(1, 2).reshape(x.shape))
+        y = self.product_norm(x)
+        return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))  # type: ignore[no-any-return]  # likewise
+
+
+def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
+    batch, tokens, width = x.shape
+    return x.view(batch, tokens, heads, width // heads).transpose(1, 2)
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding (arXiv 2104.09864)."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+class Decoder(nn.Module):
+    """A language model of Llama 3.2 1B's shapes: 16 blocks, 1.24 G parameters.
+
+    Args:
+        tokens: of the input.
+        cache: batch and length of the filled key-value cache; none for a prompt.
+    """
+
+    def __init__(self, tokens: int, cache: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        width, heads = 2048, 32
+        self.embedding = nn.Embedding(128_256, width)
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads, 8, 8192, cache) for _ in range(16))
+        self.norm = nn.RMSNorm(width)
+        angles = torch.randn(tokens, width // heads)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """``(batch, tokens)`` → ``(batch, 1, words)``: the scores of the next token."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        return nn.functional.linear(self.norm(x[:, -1:]), self.embedding.weight)
+
+
+def decoder_prefill() -> nn.Module:
+    """A decoder reading prompts of 512 tokens."""
+    return Decoder(512)
+
+
+def decoder_decode1() -> nn.Module:
+    """A decoder writing one token after 2048, for one request."""
+    return Decoder(1, (1, 2048))
+
+
+def decoder_decode16() -> nn.Module:
+    """A decoder writing one token after 2048, for 16 requests."""
+    return Decoder(1, (16, 2048))
+
+
+def decoder_decode64() -> nn.Module:
+    """A decoder writing one token after 1024, for 64 requests."""
+    return Decoder(1, (64, 1024))
+
+
 def unet() -> nn.Module:
     """A U-Net of 7.8 M parameters."""
     return UNet()

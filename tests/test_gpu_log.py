@@ -17,6 +17,9 @@ from layer_energy.cli import app
 from layer_energy.dataset import Dataset
 from layer_energy.errors import DatasetError
 from layer_energy.gpu_log import RAW, dataset_from_logs, lines
+from layer_energy.layers.base import count
+from layer_energy.networks import layers_of
+from layer_energy.plan import NetworkJob
 
 H200 = Path(__file__).parents[1] / "datasets" / "nvidia-h200"
 B1, B2 = "first-contact.B1.jsonl.gz", "first-contact.B2.jsonl.gz"
@@ -125,6 +128,20 @@ class TestH200:
 
     def test_idle_power_is_that_of_a_gpu_with_a_context(self, h200):
         assert h200[0].provenance["idle_power_w"] == pytest.approx(122, abs=3)
+
+    @pytest.mark.parametrize("part", ["prefill", "decode1", "decode16"])
+    def test_the_decoder_is_of_llama_3_2_1b(self, h200, part):
+        """Closed form: every weight of the blocks once a token, the head once a request."""
+        name = f"layer_energy.reference_networks:decoder_{part}"
+        measured = next(n for n in h200[0].networks if n.model == name)
+        batch, tokens = map(int, measured.input.removesuffix(":int64").split("x"))
+        found = layers_of(NetworkJob(name, f"{tokens}:int64", batch, dtype="bfloat16"))
+        macs = sum(count(work)[0].macs * times for work, times in found.items())
+        block = 2048 * 2048 * 2 + 2048 * 512 * 2 + 3 * 2048 * 8192
+        context = tokens if part == "prefill" else 2048
+        attention = 2 * batch * 32 * tokens * context * 64
+        assert macs == 16 * (batch * tokens * block + attention) + batch * 2048 * 128_256
+        assert {w.dtype for w in found if w.kind in ("linear", "attention")} == {"bfloat16"}
 
     def test_it_survives_the_disk(self, h200, tmp_path):
         dataset, _ = h200
