@@ -1,0 +1,348 @@
+"""One physical law for all layer types of a GPU, fitted on few rows of many of them at once.
+
+A regressor per layer type needs hundreds of rows of each. Here all rows share the coefficients of
+the device, and whatever is peculiar to a layer type, a product, a dtype or a pass is a *deviation*
+from them, a factor whose logarithm is pulled towards zero: with few rows it stays there, with many
+it follows them (ridge regression, equivalently a normal prior whose standard deviations are
+``_SPREADS``).
+
+For a kernel with ``m`` multiply-accumulates, ``b`` bytes and ``r`` rows or planes
+(:mod:`layer_energy.kernels`)::
+
+    arithmetic = m / (peak × filled) × deviations + serial × step
+    memory     = b / bandwidth × deviations + layout bytes / bandwidth × deviation + r × plane
+    time_s     = launch + ᵖ√(arithmeticᵖ + memoryᵖ)
+
+    power_w    = idle + softmin(limit − idle, busy + (m × joules + b × joules) / time)
+
+A layer's time and energy are the sums over its kernels. Sources: the roofline is Williams, Waterman
+& Patterson 2009 (doi 10.1145/1498765.1498785); energy as constant power plus a price per operation
+and per byte is Choi et al. 2013 (doi 10.1109/IPDPS.2013.77).
+
+**What stays in the cache.** Rows are measured cold: their inputs are not in the L2. In a network a
+layer finds there what the one before it wrote, as far as both fit: of its input the share
+``hit = clip(1.25 − (bytes_in + bytes_out) / cache_bytes, 0, 1)`` is read at ``_CACHED`` of the time
+and joules of a byte, which copies within the L2 and beyond it gave (``datasets/nvidia-h200``).
+
+**Waiting for the host.** Launched eagerly, a network needs its host's time too:
+``time_s = ⁿ√(device_sⁿ + host_sⁿ)`` with ``host_s = HOST_OVERHEAD × Σ host time of its calls``, and
+while the GPU waits it draws idle power.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from layer_energy.kernels import DTYPES, PASSES, PRODUCTS, Array, Index, Kernels, kernels
+from layer_energy.workload import Measurement, Workload
+
+_T, _D, _P = len(DTYPES), len(PRODUCTS), len(PASSES)
+_G = -1
+"""Stands in the shapes below for the number of groups, and one more without deviations: others."""
+
+_TIME = {
+    "peak": ((_T,), 0.3), "product": ((_D,), 0.6), "product_dtype": ((_D, _T), 0.5),
+    "product_pass": ((_D, _P), 0.4), "misaligned": ((_T,), 0.7), "serial": ((_T,), 0.7),
+    "bandwidth": ((1,), 0.2), "group": ((_G,), 0.5), "group_half": ((_G,), 0.3),
+    "group_pass": ((_G, _P), 0.6), "plane": ((_G,), 1.0), "layout": ((1,), 0.5),
+    "launch": ((1,), 0.3), "group_launch": ((_G,), 0.5), "pass_launch": ((_P,), 0.7),
+    "order": ((1,), 0.3),
+}  # fmt: skip
+_POWER = {
+    "mac": ((_T,), 0.4), "product": ((_D,), 0.4), "byte": ((1,), 0.4), "group": ((_G,), 0.4),
+    "waste": ((1,), 0.5), "busy": ((1,), 0.6), "group_busy": ((_G,), 0.5),
+}  # fmt: skip
+"""Deviation → shape, and standard deviation of its logarithm."""
+
+_STRENGTH = {"time": 0.25, "power": 0.07}
+"""Weight of a deviation of one standard deviation beside a row's error of one (in the log)."""
+
+_SLOWER = {"depthwise": 2.5, "grouped": 0.5, "attention_fallback": 1.5, "other": 0.5}
+"""Logarithm of how far products stay below the peak of dense ones."""
+
+_MISALIGNED, _BACKWARD = 0.5, 0.5
+_SERIAL_S, _PLANE_S, _LAUNCH_S, _ORDER = 3e-9, 3e-10, 1.3e-6, 2.0
+_BUSY_W, _RAMP_S, _WASTE = 20.0, 1e-5, 0.2
+_LAYOUT_J = 2.0
+"""Joules of a byte copied between layouts, in those of a byte."""
+
+HOST_OVERHEAD = 1.25
+"""Modules between the calls: measured on 25 networks, ± 30 %."""
+
+_EVALUATIONS = 60
+_LOSS_SCALE = {"time": 0.2, "power": 0.1}
+
+_LIMIT_ORDER, _HOST_ORDER = 5.0, 6.0
+_LIMIT_SLACK = 1.06
+"""The limit is an average; for a third of a second boards draw more."""
+
+_CACHED = {"time": 4.2 / 6.2, "energy": 53 / 107}
+_ASSUMED_HIT = 1.25
+_HOST_S, _HOST_ROWS = 15e-6, 2.0
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a data sheet says of a GPU, and what it reaches at best: where a fit starts.
+
+    Attributes:
+        macs_per_s: multiply-accumulates per second of each of ``DTYPES``.
+        bytes_per_s: memory traffic per second.
+        mac_j: joules of a multiply-accumulate of each of ``DTYPES``.
+        byte_j: joules of a byte.
+        idle_w, limit_w: power with a context open and without work, and at the limit.
+        units: multiprocessors.
+        cache_bytes: of L2.
+    """
+
+    macs_per_s: tuple[float, ...]
+    bytes_per_s: float
+    mac_j: tuple[float, ...]
+    byte_j: float
+    idle_w: float
+    limit_w: float
+    units: int
+    cache_bytes: int
+
+
+Deviations = dict[str, Array]
+Shapes = Mapping[str, tuple[tuple[int, ...], float]]
+
+
+def _sides(shape: tuple[int, ...], groups: int) -> tuple[int, ...]:
+    return tuple(groups + 1 if side == _G else side for side in shape)
+
+
+def _named(shapes: Shapes, groups: int, values: Array) -> Deviations:
+    """One flat vector → named arrays, which share its memory."""
+    named, start = {}, 0
+    for name, (shape, _) in shapes.items():
+        sides = _sides(shape, groups)
+        end = start + math.prod(sides)
+        named[name] = values[start:end].reshape(sides)
+        start = end
+    return named
+
+
+def _spreads(shapes: Shapes, groups: int) -> Array:
+    """The standard deviation of each value of the flat vector."""
+    sizes = [math.prod(_sides(shape, groups)) for shape, _ in shapes.values()]
+    return np.repeat([spread for _, spread in shapes.values()], sizes)
+
+
+class Prices(NamedTuple):
+    """Of ``n`` workloads, each of shape ``(n,)``: one execution without waiting for the host.
+
+    Attributes:
+        energy_j: joules of the device.
+        time_s: seconds of the device.
+        host_s: seconds of the host, were each call launched eagerly.
+    """
+
+    energy_j: Array
+    time_s: Array
+    host_s: Array
+
+
+@dataclass(frozen=True)
+class GpuLaw:
+    """Coefficients of one GPU; see the module's text.
+
+    Attributes:
+        sheet: where the fit started.
+        groups: what has deviations of its own; others take the device's.
+        time, power: deviations, logarithms of factors.
+        host: group, dtype and whether there is a backward pass → seconds of the host per call.
+        rows: group → how many rows of it were fitted.
+    """
+
+    sheet: Sheet
+    groups: tuple[str, ...]
+    time: Deviations
+    power: Deviations
+    host: Mapping[str, float]
+    rows: Mapping[str, int]
+
+    @classmethod
+    def fit(cls, rows: Sequence[Measurement], sheet: Sheet) -> GpuLaw:
+        """Fit all rows at once: time first, then power given the measured time.
+
+        Without rows it is the law of the data sheet.
+        """
+        x = kernels([row.workload for row in rows], sheet.units)
+        groups = tuple(sorted(set(x.groups)))
+        which = _which(x, groups)
+        time_s = np.array([row.time_s for row in rows])
+        power_w = np.array([row.power_w for row in rows])
+        return cls(
+            sheet,
+            groups,
+            _fitted(
+                _TIME,
+                len(groups),
+                lambda d: np.log(x.sum(_time_s(x, which, d, sheet, x.bytes_in)) / time_s),
+                "time",
+            ),
+            _fitted(
+                _POWER,
+                len(groups),
+                lambda d: np.log(_power_w(x, which, d, sheet, time_s, x.bytes_in) / power_w),
+                "power",
+            ),
+            _host(rows),
+            {name: x.groups.count(name) for name in groups},
+        )
+
+    def price(self, workloads: Sequence[Workload], *, cached: bool) -> Prices:
+        """Price one execution of each workload.
+
+        Args:
+            workloads: of any layer types.
+            cached: whether a layer before it wrote its input, as in a network.
+        """
+        x = kernels(workloads, self.sheet.units)
+        which = _which(x, self.groups)
+        hit = np.zeros(len(x.macs))
+        if cached:
+            footprint = (x.bytes_in + x.bytes_out) / self.sheet.cache_bytes
+            hit = np.clip(_ASSUMED_HIT - footprint, 0.0, 1.0)
+        read = {key: x.bytes_in * (1 - hit * (1 - share)) for key, share in _CACHED.items()}
+        time_s = x.sum(_time_s(x, which, self.time, self.sheet, read["time"]))
+        power_w = _power_w(x, which, self.power, self.sheet, time_s, read["energy"])
+        host_s = np.array([self._host_s(w) for w in workloads])
+        return Prices(power_w * time_s, time_s, host_s)
+
+    def network(self, prices: Prices, calls: Array, launch: str) -> tuple[float, float, float]:
+        """Joules and seconds of a network, and the seconds in which its GPU waits for the host.
+
+        Args:
+            prices: of ``n`` workloads, cached.
+            calls: ``(n,)``, how often each runs.
+            launch: one of ``LAUNCHES``.
+        """
+        device_s, energy_j = float(calls @ prices.time_s), float(calls @ prices.energy_j)
+        if launch == "graph":
+            return energy_j, device_s, 0.0
+        host_s = HOST_OVERHEAD * float(calls @ prices.host_s)
+        larger, smaller = max(host_s, device_s), min(host_s, device_s)
+        time_s = larger * (1 + (smaller / larger) ** _HOST_ORDER) ** (1 / _HOST_ORDER)
+        waiting_s = time_s - device_s
+        return energy_j + self.sheet.idle_w * waiting_s, time_s, waiting_s
+
+    def _host_s(self, workload: Workload) -> float:
+        for key in _host_keys(workload):
+            if key in self.host:
+                return self.host[key]
+        return _HOST_S
+
+
+def _fitted(
+    shapes: Shapes, groups: int, residuals: Callable[[Deviations], Array], target: str
+) -> Deviations:
+    spread, scale, strength = _spreads(shapes, groups), _LOSS_SCALE[target], _STRENGTH[target]
+
+    def loss(values: Array) -> Array:
+        logs = residuals(_named(shapes, groups, values))
+        return np.concatenate([logs / scale, strength / scale * values / spread])
+
+    found = least_squares(loss, np.zeros(len(spread)), loss="soft_l1", max_nfev=_EVALUATIONS)
+    return _named(shapes, groups, found.x)
+
+
+class _Which(NamedTuple):
+    """Of ``k`` kernels: numbers of group and product, and what they are as 1 or 0."""
+
+    group: Index
+    product: Index
+    multiplies: Array
+    half: Array
+
+
+def _which(x: Kernels, groups: Sequence[str]) -> _Which:
+    number = {name: i for i, name in enumerate(groups)}
+    group = np.array([number.get(name, len(groups)) for name in x.groups], dtype=np.int64)
+    return _Which(
+        group[x.workload],
+        np.maximum(x.product, 0),
+        (x.product >= 0).astype(float),
+        (x.dtype >= DTYPES.index("bfloat16")).astype(float),
+    )
+
+
+_SLOW = np.array([_SLOWER.get(name, 0.0) for name in PRODUCTS])
+
+
+def _time_s(x: Kernels, which: _Which, d: Deviations, sheet: Sheet, bytes_in: Array) -> Array:
+    """Seconds of each kernel."""
+    group, product = which.group, which.product
+    slower = (
+        _SLOW[product] + d["peak"][x.dtype] + d["product"][product]
+        + d["product_dtype"][product, x.dtype] + d["product_pass"][product, x.passes]
+        + x.misaligned * (_MISALIGNED + d["misaligned"][x.dtype])
+    )  # fmt: skip
+    peak = np.array(sheet.macs_per_s)[x.dtype] * x.filled
+    arithmetic = which.multiplies * (
+        x.macs / peak * np.exp(slower) + x.serial * _SERIAL_S * np.exp(d["serial"][x.dtype])
+    )
+    per_byte = (
+        d["bandwidth"][0] + d["group"][group] + d["group_half"][group] * which.half
+        + d["group_pass"][group, x.passes] + _BACKWARD * (x.passes > 0)
+    )  # fmt: skip
+    moved = (bytes_in + x.bytes_weight + x.bytes_out) * np.exp(per_byte)
+    layout = x.layout_bytes * np.exp(d["layout"][0])
+    planes = x.planes * _PLANE_S * np.exp(d["plane"][group])
+    memory = (moved + layout) / sheet.bytes_per_s + planes
+    order = _ORDER * math.exp(d["order"][0])
+    launch = d["launch"][0] + d["group_launch"][group] + d["pass_launch"][x.passes]
+    rounded = (arithmetic**order + memory**order) ** (1 / order)
+    return np.asarray(_LAUNCH_S * np.exp(launch) + rounded)
+
+
+def _power_w(
+    x: Kernels, which: _Which, d: Deviations, sheet: Sheet, time_s: Array, bytes_in: Array
+) -> Array:
+    """Mean power of each workload, between idle and the limit."""
+    waste = _WASTE * math.exp(d["waste"][0]) * (1 / np.maximum(x.filled, 0.05) - 1)
+    mac_j = np.array(sheet.mac_j)[x.dtype] * np.exp(d["mac"][x.dtype] + d["product"][which.product])
+    byte_j = sheet.byte_j * np.exp(d["byte"][0] + d["group"][which.group])
+    moved = bytes_in + x.bytes_weight + x.bytes_out
+    joules = (
+        x.macs * (1 + waste) * mac_j + moved * byte_j + x.layout_bytes * _LAYOUT_J * sheet.byte_j
+    )
+    first = np.unique(x.workload, return_index=True)[1]  # the forward pass of each workload
+    busy_w = _BUSY_W * np.exp(d["busy"][0] + d["group_busy"][which.group[first]])
+    dynamic = busy_w * np.minimum(1.0, time_s / _RAMP_S) + x.sum(joules) / time_s
+    most = _LIMIT_SLACK * sheet.limit_w - sheet.idle_w
+    order = _LIMIT_ORDER
+    return np.asarray(sheet.idle_w + (dynamic**-order + most**-order) ** (-1 / order))
+
+
+def _host_keys(workload: Workload) -> tuple[str, ...]:
+    """What a call's host time is known by, the most exact first."""
+    way = "forward" if workload.gradients == "none" else "backward"
+    kind = workload.kind
+    return f"{kind}/{workload.dtype}/{way}", f"{kind}/{way}", way
+
+
+def _host(rows: Sequence[Measurement]) -> dict[str, float]:
+    """Medians of host times; those of few rows are drawn towards the less exact key's."""
+    seen: dict[str, list[float]] = {}
+    for row in rows:
+        if row.conditions is not None and row.conditions.host_time_s:
+            for key in _host_keys(row.workload):
+                seen.setdefault(key, []).append(row.conditions.host_time_s)
+    found: dict[str, float] = {}
+    for key in sorted(seen, key=lambda key: key.count("/")):
+        parts = key.split("/")
+        wider = "/".join([parts[0], parts[-1]]) if len(parts) == 3 else parts[-1]
+        own, n = statistics.median(seen[key]), len(seen[key])
+        base = found.get(wider, own)
+        found[key] = math.exp((n * math.log(own) + _HOST_ROWS * math.log(base)) / (n + _HOST_ROWS))
+    return found
