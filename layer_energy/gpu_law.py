@@ -11,7 +11,7 @@ For a kernel with ``m`` multiply-accumulates, ``b`` bytes and ``r`` rows or plan
 
     arithmetic = m / (peak × filled) × deviations + serial × step
     memory     = b / bandwidth × deviations + layout bytes / bandwidth × deviation + r × plane
-    time_s     = launch + ᵖ√(arithmeticᵖ + memoryᵖ)
+    time_s     = launch + √(arithmetic² + memory²)
 
     power_w    = idle + softmin(limit − idle, busy + (m × joules + b × joules) / time)
 
@@ -53,7 +53,6 @@ _TIME = {
     "bandwidth": ((1,), 0.2), "group": ((_G,), 0.5), "group_half": ((_G,), 0.3),
     "group_pass": ((_G, _P), 0.6), "plane": ((_G,), 1.0), "layout": ((1,), 0.5),
     "launch": ((1,), 0.3), "group_launch": ((_G,), 0.5), "pass_launch": ((_P,), 0.7),
-    "order": ((1,), 0.3),
 }  # fmt: skip
 _POWER = {
     "mac": ((_T,), 0.4), "product": ((_D,), 0.4), "byte": ((1,), 0.4), "group": ((_G,), 0.4),
@@ -69,6 +68,9 @@ _SLOWER = {"depthwise": 2.5, "grouped": 0.5, "attention_fallback": 1.5, "other":
 
 _MISALIGNED, _BACKWARD = 0.5, 0.5
 _SERIAL_S, _PLANE_S, _LAUNCH_S, _ORDER = 3e-9, 3e-10, 1.3e-6, 2.0
+_TINY = 1e-15
+"""Seconds that keep the roots' derivatives finite."""
+
 _BUSY_W, _RAMP_S, _WASTE = 20.0, 1e-5, 0.2
 _LAYOUT_J = 2.0
 """Joules of a byte copied between layouts, in those of a byte."""
@@ -181,21 +183,20 @@ class GpuLaw:
         which = _which(x, groups)
         time_s = np.array([row.time_s for row in rows])
         power_w = np.array([row.power_w for row in rows])
+
+        def time(d: Deviations) -> _Logs:
+            seconds, slopes = _time_s(x, which, d, sheet, x.bytes_in)
+            return _logs(x, x.sum(seconds), time_s, slopes)
+
+        def power(d: Deviations) -> _Logs:
+            watts, slopes = _power_w(x, which, d, sheet, time_s, x.bytes_in)
+            return _logs(x, watts, power_w, slopes)
+
         return cls(
             sheet,
             groups,
-            _fitted(
-                _TIME,
-                len(groups),
-                lambda d: np.log(x.sum(_time_s(x, which, d, sheet, x.bytes_in)) / time_s),
-                "time",
-            ),
-            _fitted(
-                _POWER,
-                len(groups),
-                lambda d: np.log(_power_w(x, which, d, sheet, time_s, x.bytes_in) / power_w),
-                "power",
-            ),
+            _fitted(_TIME, len(groups), time, "time"),
+            _fitted(_POWER, len(groups), power, "power"),
             _host(rows),
             {name: x.groups.count(name) for name in groups},
         )
@@ -214,8 +215,8 @@ class GpuLaw:
             footprint = (x.bytes_in + x.bytes_out) / self.sheet.cache_bytes
             hit = np.clip(_ASSUMED_HIT - footprint, 0.0, 1.0)
         read = {key: x.bytes_in * (1 - hit * (1 - share)) for key, share in _CACHED.items()}
-        time_s = x.sum(_time_s(x, which, self.time, self.sheet, read["time"]))
-        power_w = _power_w(x, which, self.power, self.sheet, time_s, read["energy"])
+        time_s = x.sum(_time_s(x, which, self.time, self.sheet, read["time"])[0])
+        power_w, _ = _power_w(x, which, self.power, self.sheet, time_s, read["energy"])
         host_s = np.array([self._host_s(w) for w in workloads])
         return Prices(power_w * time_s, time_s, host_s)
 
@@ -243,16 +244,40 @@ class GpuLaw:
         return _HOST_S
 
 
+_Slope = tuple[str, Index | tuple[Index, Index], Array]
+"""Of ``k`` kernels: a deviation, which of its values each takes, and the derivative by it."""
+
+_Logs = tuple[Array, list[tuple[str, Index | tuple[Index, Index], Index, Array]]]
+"""Logarithms of predicted over measured, and the derivatives with the row that each belongs to."""
+
+
+def _logs(x: Kernels, predicted: Array, measured: Array, slopes: Sequence[_Slope]) -> _Logs:
+    share = 1 / predicted[x.workload]
+    partials = [(name, index, x.workload, slope * share) for name, index, slope in slopes]
+    return np.log(predicted / measured), partials
+
+
 def _fitted(
-    shapes: Shapes, groups: int, residuals: Callable[[Deviations], Array], target: str
+    shapes: Shapes, groups: int, model: Callable[[Deviations], _Logs], target: str
 ) -> Deviations:
+    """The deviations that explain the rows best, with the Jacobian that the model gives."""
     spread, scale, strength = _spreads(shapes, groups), _LOSS_SCALE[target], _STRENGTH[target]
 
     def loss(values: Array) -> Array:
-        logs = residuals(_named(shapes, groups, values))
+        logs, _ = model(_named(shapes, groups, values))
         return np.concatenate([logs / scale, strength / scale * values / spread])
 
-    found = least_squares(loss, np.zeros(len(spread)), loss="soft_l1", max_nfev=_EVALUATIONS)
+    def jacobian(values: Array) -> Array:
+        logs, partials = model(_named(shapes, groups, values))
+        columns = _named(shapes, groups, np.arange(len(spread), dtype=float))
+        dense = np.zeros((len(logs) + len(spread), len(spread)))
+        for name, index, row, slope in partials:
+            np.add.at(dense, (row, columns[name][index].astype(np.int64)), slope / scale)
+        dense[len(logs) :] = np.diag(strength / scale / spread)
+        return dense
+
+    start = np.zeros(len(spread))
+    found = least_squares(loss, start, jacobian, loss="soft_l1", max_nfev=_EVALUATIONS)
     return _named(shapes, groups, found.x)
 
 
@@ -279,49 +304,89 @@ def _which(x: Kernels, groups: Sequence[str]) -> _Which:
 _SLOW = np.array([_SLOWER.get(name, 0.0) for name in PRODUCTS])
 
 
-def _time_s(x: Kernels, which: _Which, d: Deviations, sheet: Sheet, bytes_in: Array) -> Array:
-    """Seconds of each kernel."""
-    group, product = which.group, which.product
+def _time_s(
+    x: Kernels, which: _Which, d: Deviations, sheet: Sheet, bytes_in: Array
+) -> tuple[Array, list[_Slope]]:
+    """Seconds of each kernel, and their slopes."""
+    group, product, passes, dtype = which.group, which.product, x.passes, x.dtype
     slower = (
-        _SLOW[product] + d["peak"][x.dtype] + d["product"][product]
-        + d["product_dtype"][product, x.dtype] + d["product_pass"][product, x.passes]
-        + x.misaligned * (_MISALIGNED + d["misaligned"][x.dtype])
+        _SLOW[product] + d["peak"][dtype] + d["product"][product]
+        + d["product_dtype"][product, dtype] + d["product_pass"][product, passes]
+        + x.misaligned * (_MISALIGNED + d["misaligned"][dtype])
     )  # fmt: skip
-    peak = np.array(sheet.macs_per_s)[x.dtype] * x.filled
-    arithmetic = which.multiplies * (
-        x.macs / peak * np.exp(slower) + x.serial * _SERIAL_S * np.exp(d["serial"][x.dtype])
-    )
+    peak = np.array(sheet.macs_per_s)[dtype] * x.filled
+    parallel = which.multiplies * x.macs / peak * np.exp(slower)
+    serial = which.multiplies * x.serial * _SERIAL_S * np.exp(d["serial"][dtype])
     per_byte = (
         d["bandwidth"][0] + d["group"][group] + d["group_half"][group] * which.half
-        + d["group_pass"][group, x.passes] + _BACKWARD * (x.passes > 0)
+        + d["group_pass"][group, passes] + _BACKWARD * (passes > 0)
     )  # fmt: skip
-    moved = (bytes_in + x.bytes_weight + x.bytes_out) * np.exp(per_byte)
-    layout = x.layout_bytes * np.exp(d["layout"][0])
+    moved = (bytes_in + x.bytes_weight + x.bytes_out) / sheet.bytes_per_s * np.exp(per_byte)
+    layout = x.layout_bytes / sheet.bytes_per_s * np.exp(d["layout"][0])
     planes = x.planes * _PLANE_S * np.exp(d["plane"][group])
-    memory = (moved + layout) / sheet.bytes_per_s + planes
-    order = _ORDER * math.exp(d["order"][0])
-    launch = d["launch"][0] + d["group_launch"][group] + d["pass_launch"][x.passes]
-    rounded = (arithmetic**order + memory**order) ** (1 / order)
-    return np.asarray(_LAUNCH_S * np.exp(launch) + rounded)
+    launch = _LAUNCH_S * np.exp(
+        d["launch"][0] + d["group_launch"][group] + d["pass_launch"][passes]
+    )
+    arithmetic, memory = parallel + serial + _TINY, moved + layout + planes + _TINY
+    rounded = (arithmetic**_ORDER + memory**_ORDER) ** (1 / _ORDER)
+    by_arithmetic = (arithmetic / rounded) ** (_ORDER - 1)
+    by_memory = (memory / rounded) ** (_ORDER - 1)
+    first = np.zeros_like(group)
+    slopes: list[_Slope] = [
+        ("peak", dtype, by_arithmetic * parallel),
+        ("product", product, by_arithmetic * parallel),
+        ("product_dtype", (product, dtype), by_arithmetic * parallel),
+        ("product_pass", (product, passes), by_arithmetic * parallel),
+        ("misaligned", dtype, by_arithmetic * parallel * x.misaligned),
+        ("serial", dtype, by_arithmetic * serial),
+        ("bandwidth", first, by_memory * moved),
+        ("group", group, by_memory * moved),
+        ("group_half", group, by_memory * moved * which.half),
+        ("group_pass", (group, passes), by_memory * moved),
+        ("plane", group, by_memory * planes),
+        ("layout", first, by_memory * layout),
+        ("launch", first, launch),
+        ("group_launch", group, launch),
+        ("pass_launch", passes, launch),
+    ]
+    return launch + rounded, slopes
 
 
 def _power_w(
     x: Kernels, which: _Which, d: Deviations, sheet: Sheet, time_s: Array, bytes_in: Array
-) -> Array:
-    """Mean power of each workload, between idle and the limit."""
-    waste = _WASTE * math.exp(d["waste"][0]) * (1 / np.maximum(x.filled, 0.05) - 1)
-    mac_j = np.array(sheet.mac_j)[x.dtype] * np.exp(d["mac"][x.dtype] + d["product"][which.product])
-    byte_j = sheet.byte_j * np.exp(d["byte"][0] + d["group"][which.group])
-    moved = bytes_in + x.bytes_weight + x.bytes_out
-    joules = (
-        x.macs * (1 + waste) * mac_j + moved * byte_j + x.layout_bytes * _LAYOUT_J * sheet.byte_j
+) -> tuple[Array, list[_Slope]]:
+    """Mean power of each workload, between idle and the limit, and its slopes by kernel."""
+    group, product = which.group, which.product
+    empty = _WASTE * math.exp(d["waste"][0]) * (1 / np.maximum(x.filled, 0.05) - 1)
+    useful_j = (
+        x.macs * np.array(sheet.mac_j)[x.dtype] * np.exp(d["mac"][x.dtype] + d["product"][product])
     )
-    first = np.unique(x.workload, return_index=True)[1]  # the forward pass of each workload
-    busy_w = _BUSY_W * np.exp(d["busy"][0] + d["group_busy"][which.group[first]])
-    dynamic = busy_w * np.minimum(1.0, time_s / _RAMP_S) + x.sum(joules) / time_s
+    moved_j = (
+        (bytes_in + x.bytes_weight + x.bytes_out)
+        * sheet.byte_j * np.exp(d["byte"][0] + d["group"][group])
+    )  # fmt: skip
+    layout_j = x.layout_bytes * _LAYOUT_J * sheet.byte_j
+    forward = (x.passes == 0).astype(float)
+    busy_w = _BUSY_W * np.exp(d["busy"][0] + d["group_busy"][group]) * forward
+    busy_w = busy_w * np.minimum(1.0, time_s / _RAMP_S)[x.workload]
+    dynamic_w = x.sum(busy_w) + x.sum(useful_j * (1 + empty) + moved_j + layout_j) / time_s
     most = _LIMIT_SLACK * sheet.limit_w - sheet.idle_w
-    order = _LIMIT_ORDER
-    return np.asarray(sheet.idle_w + (dynamic**-order + most**-order) ** (-1 / order))
+    limited_w = (dynamic_w**-_LIMIT_ORDER + most**-_LIMIT_ORDER) ** (-1 / _LIMIT_ORDER)
+    steep = (limited_w / dynamic_w) ** (_LIMIT_ORDER + 1)
+    first, per_s = np.zeros_like(group), (steep / time_s)[x.workload]
+    products_w, moved_w, busy_w = (
+        useful_j * (1 + empty) * per_s, moved_j * per_s, busy_w * steep[x.workload],
+    )  # fmt: skip
+    slopes: list[_Slope] = [
+        ("mac", x.dtype, products_w),
+        ("product", product, products_w),
+        ("waste", first, useful_j * empty * per_s),
+        ("byte", first, moved_w),
+        ("group", group, moved_w),
+        ("busy", first, busy_w),
+        ("group_busy", group, busy_w),
+    ]
+    return sheet.idle_w + limited_w, slopes
 
 
 def _host_keys(workload: Workload) -> tuple[str, ...]:
