@@ -40,6 +40,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
+from layer_energy.gpu_sheet import Sheet
 from layer_energy.kernels import DTYPES, PASSES, PRODUCTS, Array, Index, Kernels, kernels
 from layer_energy.workload import Measurement, Workload
 
@@ -82,6 +83,13 @@ _EVALUATIONS = 60
 _LOSS_SCALE = {"time": 0.2, "power": 0.1}
 
 _LIMIT_ORDER, _HOST_ORDER = 5.0, 6.0
+_REACHED = 0.85
+"""Share of the peaks of a data sheet that kernels reach at best."""
+
+_FULL = {"fp32": 1.5, "tensor": 2.0, "memory": 1.0}
+"""Power that products and memory at their peak would draw, in that between idle and limit: 2.2, 1.5
+and 1.3 on an A100 and an A10 (EnergAIzer, arXiv 2604.20105); less here, for kernels reach less."""
+
 _LIMIT_SLACK = 1.06
 """The limit is an average; for a third of a second boards draw more."""
 
@@ -90,28 +98,20 @@ _ASSUMED_HIT = 1.25
 _HOST_S, _HOST_ROWS = 15e-6, 2.0
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """What a data sheet says of a GPU, and what it reaches at best: where a fit starts.
+def _peaks(sheet: Sheet) -> Array:
+    """Multiply-accumulates per second of each of ``DTYPES``."""
+    tflops = (sheet.fp32_tflops, sheet.tf32_tflops, sheet.half_tflops, sheet.half_tflops)
+    return np.array(tflops) * 1e12 / 2
 
-    Attributes:
-        macs_per_s: multiply-accumulates per second of each of ``DTYPES``.
-        bytes_per_s: memory traffic per second.
-        mac_j: joules of a multiply-accumulate of each of ``DTYPES``.
-        byte_j: joules of a byte.
-        idle_w, limit_w: power with a context open and without work, and at the limit.
-        units: multiprocessors.
-        cache_bytes: of L2.
-    """
 
-    macs_per_s: tuple[float, ...]
-    bytes_per_s: float
-    mac_j: tuple[float, ...]
-    byte_j: float
-    idle_w: float
-    limit_w: float
-    units: int
-    cache_bytes: int
+def _mac_j(sheet: Sheet) -> Array:
+    """Joules of a multiply-accumulate of each of ``DTYPES``: a share of the power at the peak."""
+    shares = np.array((_FULL["fp32"], _FULL["tensor"], _FULL["tensor"], _FULL["tensor"]))
+    return np.asarray(shares * (sheet.limit_w - sheet.idle_w) / _peaks(sheet))
+
+
+def _byte_j(sheet: Sheet) -> float:
+    return _FULL["memory"] * (sheet.limit_w - sheet.idle_w) / sheet.memory_bytes_per_s
 
 
 Deviations = dict[str, Array]
@@ -277,7 +277,9 @@ def _fitted(
         return dense
 
     start = np.zeros(len(spread))
-    found = least_squares(loss, start, jacobian, loss="soft_l1", max_nfev=_EVALUATIONS)
+    found = least_squares(
+        loss, start, jacobian, loss="soft_l1", tr_solver="lsmr", max_nfev=_EVALUATIONS
+    )
     return _named(shapes, groups, found.x)
 
 
@@ -314,15 +316,16 @@ def _time_s(
         + d["product_dtype"][product, dtype] + d["product_pass"][product, passes]
         + x.misaligned * (_MISALIGNED + d["misaligned"][dtype])
     )  # fmt: skip
-    peak = np.array(sheet.macs_per_s)[dtype] * x.filled
+    peak = _REACHED * _peaks(sheet)[dtype] * x.filled
     parallel = which.multiplies * x.macs / peak * np.exp(slower)
     serial = which.multiplies * x.serial * _SERIAL_S * np.exp(d["serial"][dtype])
     per_byte = (
         d["bandwidth"][0] + d["group"][group] + d["group_half"][group] * which.half
         + d["group_pass"][group, passes] + _BACKWARD * (passes > 0)
     )  # fmt: skip
-    moved = (bytes_in + x.bytes_weight + x.bytes_out) / sheet.bytes_per_s * np.exp(per_byte)
-    layout = x.layout_bytes / sheet.bytes_per_s * np.exp(d["layout"][0])
+    bandwidth = _REACHED * sheet.memory_bytes_per_s
+    moved = (bytes_in + x.bytes_weight + x.bytes_out) / bandwidth * np.exp(per_byte)
+    layout = x.layout_bytes / bandwidth * np.exp(d["layout"][0])
     planes = x.planes * _PLANE_S * np.exp(d["plane"][group])
     launch = _LAUNCH_S * np.exp(
         d["launch"][0] + d["group_launch"][group] + d["pass_launch"][passes]
@@ -358,14 +361,12 @@ def _power_w(
     """Mean power of each workload, between idle and the limit, and its slopes by kernel."""
     group, product = which.group, which.product
     empty = _WASTE * math.exp(d["waste"][0]) * (1 / np.maximum(x.filled, 0.05) - 1)
-    useful_j = (
-        x.macs * np.array(sheet.mac_j)[x.dtype] * np.exp(d["mac"][x.dtype] + d["product"][product])
-    )
+    useful_j = x.macs * _mac_j(sheet)[x.dtype] * np.exp(d["mac"][x.dtype] + d["product"][product])
     moved_j = (
         (bytes_in + x.bytes_weight + x.bytes_out)
-        * sheet.byte_j * np.exp(d["byte"][0] + d["group"][group])
+        * _byte_j(sheet) * np.exp(d["byte"][0] + d["group"][group])
     )  # fmt: skip
-    layout_j = x.layout_bytes * _LAYOUT_J * sheet.byte_j
+    layout_j = x.layout_bytes * _LAYOUT_J * _byte_j(sheet)
     forward = (x.passes == 0).astype(float)
     busy_w = _BUSY_W * np.exp(d["busy"][0] + d["group_busy"][group]) * forward
     busy_w = busy_w * np.minimum(1.0, time_s / _RAMP_S)[x.workload]

@@ -8,16 +8,14 @@ from random import Random
 import numpy as np
 import pytest
 
-from layer_energy.gpu_law import HOST_OVERHEAD, GpuLaw, Prices, Sheet
+from layer_energy.gpu_law import HOST_OVERHEAD, GpuLaw, Prices
+from layer_energy.gpu_sheet import sheet_of
 from layer_energy.kernels import PRODUCTS, kernels
 from layer_energy.layers.base import count, workload
 from layer_energy.plan import GPU_LIMITS, sample
 from layer_energy.workload import Measurement
 
-SHEET = Sheet(
-    (30e12, 200e12, 400e12, 400e12), 4e12, (18e-12, 4e-12, 2e-12, 2e-12), 1e-10, 120.0, 700.0, 132,
-    60_000_000,
-)  # fmt: skip
+SHEET = sheet_of("NVIDIA H200")
 
 
 def linear(tokens=4096, inputs=1024, outputs=1024, dtype="bfloat16"):
@@ -50,9 +48,10 @@ def truth():
     """A GPU that is half as fast and twice as costly as its data sheet says."""
     sheet = replace(
         SHEET,
-        macs_per_s=tuple(v / 2 for v in SHEET.macs_per_s),
-        bytes_per_s=SHEET.bytes_per_s / 2,
-        mac_j=tuple(2 * v for v in SHEET.mac_j),
+        fp32_tflops=SHEET.fp32_tflops / 2,
+        tf32_tflops=SHEET.tf32_tflops / 2,
+        half_tflops=SHEET.half_tflops / 2,
+        memory_bytes_per_s=SHEET.memory_bytes_per_s / 2,
     )
     return GpuLaw.fit([], sheet)
 
@@ -126,6 +125,6 @@ class TestLaw:
         prices = Prices(np.array([2.0]), np.array([1e-3]), np.array([1.0]))
         energy_j, time_s, waiting_s = truth.network(prices, np.array([10.0]), "eager")
         assert time_s == pytest.approx(10 * HOST_OVERHEAD, rel=1e-3)
-        assert energy_j == pytest.approx(20 + 120 * waiting_s)
+        assert energy_j == pytest.approx(20 + SHEET.idle_w * waiting_s)
         assert waiting_s == pytest.approx(time_s - 1e-2)
         assert truth.network(prices, np.array([10.0]), "graph") == (20.0, 1e-2, 0.0)

@@ -12,22 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from layer_energy.dataset import Dataset
-from layer_energy.gpu_law import GpuLaw, Sheet
+from layer_energy.gpu_law import GpuLaw
+from layer_energy.gpu_sheet import sheet_of
 from layer_energy.networks import layers_of
 from layer_energy.plan import NetworkJob
 from layer_energy.workload import NetworkMeasurement, Workload
 
 ROOT = Path(__file__).parents[2]
-SHEET = Sheet(
-    macs_per_s=(30e12, 200e12, 400e12, 400e12),  # some 80 % of NVIDIA's H200 data sheet
-    bytes_per_s=4.2e12,
-    mac_j=(18e-12, 4e-12, 2e-12, 2e-12),
-    byte_j=1e-10,
-    idle_w=122.0,
-    limit_w=700.0,
-    units=132,
-    cache_bytes=62_914_560,
-)
 
 
 def spread(errors: list[float]) -> str:
@@ -49,7 +40,7 @@ def main() -> None:
     """Print the tables."""
     dataset = Dataset.load(ROOT / "datasets" / "nvidia-h200")
     usable = [m for m in dataset.measurements if m.usable]
-    law = GpuLaw.fit([m for m in usable if "test" not in m.flags], SHEET)
+    law = GpuLaw.fit([m for m in usable if "test" not in m.flags], sheet_of("NVIDIA H200"))
     judged = [m for m in usable if "test" in m.flags]
     prices = law.price([m.workload for m in judged], cached=False)
     print(
