@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layer_energy.errors import DatasetError
-from layer_energy.law import COEFFICIENTS, Array, Law, Work, extent, nominal, work
+from layer_energy.kernels import extent
+from layer_energy.law import COEFFICIENTS, Array, Law, Work, nominal, work
 from layer_energy.model import COVERAGE, EnergyModel
 from layer_energy.totals import Total
 from layer_energy.workload import Workload

@@ -34,14 +34,25 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from layer_energy.gpu_sheet import Sheet
-from layer_energy.kernels import DTYPES, PASSES, PRODUCTS, Array, Index, Kernels, kernels
+from layer_energy.gpu_sheet import Sheet, sheet_from_dict
+from layer_energy.kernels import (
+    DTYPES,
+    PASSES,
+    PRODUCTS,
+    Array,
+    Index,
+    Kernels,
+    extent,
+    group_of,
+    kernels,
+)
+from layer_energy.profile_format import LARGEST, finite, half_width
 from layer_energy.workload import Measurement, Workload
 
 _T, _D, _P = len(DTYPES), len(PRODUCTS), len(PASSES)
@@ -98,6 +109,14 @@ _ASSUMED_HIT = 1.25
 _HOST_S, _HOST_ROWS = 15e-6, 2.0
 
 
+_FOLDS, _COVERAGE = 5, 0.9
+_ROUNDED = 1e-4
+"""A saved range is rounded to six digits."""
+
+_MOST = 20.0
+"""No factor is beyond its exponential; a profile that says so is damaged."""
+
+
 def _peaks(sheet: Sheet) -> Array:
     """Multiply-accumulates per second of each of ``DTYPES``."""
     tflops = (sheet.fp32_tflops, sheet.tf32_tflops, sheet.half_tflops, sheet.half_tflops)
@@ -139,6 +158,21 @@ def _spreads(shapes: Shapes, groups: int) -> Array:
     return np.repeat([spread for _, spread in shapes.values()], sizes)
 
 
+def waiting_s(device_s: float, host_s: float) -> float:
+    """Seconds in which a GPU waits for its host in a network launched eagerly.
+
+    Args:
+        device_s: seconds of its kernels.
+        host_s: sum of the host's seconds of its calls; ``HOST_OVERHEAD`` comes on top.
+    """
+    host_s *= HOST_OVERHEAD
+    larger, smaller = max(host_s, device_s), min(host_s, device_s)
+    if not larger:
+        return 0.0
+    time_s = larger * (1 + (smaller / larger) ** _HOST_ORDER) ** (1 / _HOST_ORDER)
+    return float(time_s - device_s)
+
+
 class Prices(NamedTuple):
     """Of ``n`` workloads, each of shape ``(n,)``: one execution without waiting for the host.
 
@@ -161,8 +195,11 @@ class GpuLaw:
         sheet: where the fit started.
         groups: what has deviations of its own; others take the device's.
         time, power: deviations, logarithms of factors.
-        host: group, dtype and whether there is a backward pass → seconds of the host per call.
-        rows: group → how many rows of it were fitted.
+        host: layer type, dtype and whether there is a backward pass → seconds of the host per call.
+        seen: group, dtype and gradients of the fitted rows → range of their :func:`extent`.
+        rows: how many were fitted.
+        half_width: (energy, time) log half-width of the 90 % interval of a layer, from rows left
+            out of the fit.
     """
 
     sheet: Sheet
@@ -170,7 +207,9 @@ class GpuLaw:
     time: Deviations
     power: Deviations
     host: Mapping[str, float]
-    rows: Mapping[str, int]
+    seen: Mapping[str, tuple[float, float]]
+    rows: int
+    half_width: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def fit(cls, rows: Sequence[Measurement], sheet: Sheet) -> GpuLaw:
@@ -198,7 +237,83 @@ class GpuLaw:
             _fitted(_TIME, len(groups), time, "time"),
             _fitted(_POWER, len(groups), power, "power"),
             _host(rows),
-            {name: x.groups.count(name) for name in groups},
+            _seen([row.workload for row in rows]),
+            len(rows),
+        )
+
+    @classmethod
+    def calibrated(cls, rows: Sequence[Measurement], sheet: Sheet) -> GpuLaw:
+        """Fit all rows, and take the interval of a layer from five fits without a part of them."""
+        fold = np.random.default_rng(0).permutation(len(rows)) % _FOLDS
+        errors = np.zeros((len(rows), 2))
+        for k in range(_FOLDS):
+            left_out = [row for row, its in zip(rows, fold, strict=True) if its == k]
+            law = cls.fit([row for row, its in zip(rows, fold, strict=True) if its != k], sheet)
+            prices = law.price([row.workload for row in left_out], cached=False)
+            measured = np.array([[row.energy_j, row.time_s] for row in left_out])
+            predicted = np.stack([prices.energy_j, prices.time_s], axis=1)
+            errors[fold == k] = np.abs(np.log(predicted / measured))
+        energy, time = np.quantile(errors, _COVERAGE, axis=0)
+        return replace(cls.fit(rows, sheet), half_width=(float(energy), float(time)))
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Floating dtypes of the fitted rows."""
+        return sorted({key.split("/")[1] for key in self.seen}.intersection(DTYPES))
+
+    @property
+    def kinds(self) -> list[str]:
+        """Layer types of the fitted rows."""
+        return sorted({key.split("/")[0].split(":")[0] for key in self.seen})
+
+    @property
+    def trains(self) -> bool:
+        """Whether backward passes were among the rows."""
+        return any(not key.endswith("/none") for key in self.seen)
+
+    def outside(self, workload: Workload) -> str:
+        """Why a workload is unlike the rows it was fitted on; empty if it is not."""
+        key = _seen_key(workload)
+        if key not in self.seen:
+            return f"no row of {key} was measured: priced by what its GPU does with other layers"
+        (low, high), (name, size) = self.seen[key], extent(workload)
+        if low * (1 - _ROUNDED) <= size <= high * (1 + _ROUNDED):
+            return ""
+        return f"{name} {size:.4g} is outside {low:.4g} to {high:.4g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "sheet": asdict(self.sheet),
+            "groups": list(self.groups),
+            "time": {name: values.tolist() for name, values in self.time.items()},
+            "power": {name: values.tolist() for name, values in self.power.items()},
+            "host": dict(self.host),
+            "seen": {key: list(limits) for key, limits in self.seen.items()},
+            "rows": self.rows,
+            "half_width": list(self.half_width),
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> GpuLaw:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError, KeyError, TypeError: if the state is damaged.
+        """
+        groups = tuple(map(str, state["groups"]))
+        host = {str(key): float(value) for key, value in state["host"].items()}
+        if not all(0 < value <= LARGEST for value in host.values()):
+            raise ValueError("a host time is not a positive number, or far too large")
+        return cls(
+            sheet_from_dict(state["sheet"]),
+            groups,
+            _read(_TIME, len(groups), state["time"]),
+            _read(_POWER, len(groups), state["power"]),
+            host,
+            {str(key): (float(v[0]), float(v[1])) for key, v in state["seen"].items()},
+            int(state["rows"]),
+            half_width(state["half_width"]),
         )
 
     def price(self, workloads: Sequence[Workload], *, cached: bool) -> Prices:
@@ -219,23 +334,6 @@ class GpuLaw:
         power_w, _ = _power_w(x, which, self.power, self.sheet, time_s, read["energy"])
         host_s = np.array([self._host_s(w) for w in workloads])
         return Prices(power_w * time_s, time_s, host_s)
-
-    def network(self, prices: Prices, calls: Array, launch: str) -> tuple[float, float, float]:
-        """Joules and seconds of a network, and the seconds in which its GPU waits for the host.
-
-        Args:
-            prices: of ``n`` workloads, cached.
-            calls: ``(n,)``, how often each runs.
-            launch: one of ``LAUNCHES``.
-        """
-        device_s, energy_j = float(calls @ prices.time_s), float(calls @ prices.energy_j)
-        if launch == "graph":
-            return energy_j, device_s, 0.0
-        host_s = HOST_OVERHEAD * float(calls @ prices.host_s)
-        larger, smaller = max(host_s, device_s), min(host_s, device_s)
-        time_s = larger * (1 + (smaller / larger) ** _HOST_ORDER) ** (1 / _HOST_ORDER)
-        waiting_s = time_s - device_s
-        return energy_j + self.sheet.idle_w * waiting_s, time_s, waiting_s
 
     def _host_s(self, workload: Workload) -> float:
         for key in _host_keys(workload):
@@ -388,6 +486,27 @@ def _power_w(
         ("group_busy", group, busy_w),
     ]
     return sheet.idle_w + limited_w, slopes
+
+
+def _seen_key(workload: Workload) -> str:
+    return f"{group_of(workload)}/{workload.dtype}/{workload.gradients}"
+
+
+def _seen(workloads: Sequence[Workload]) -> dict[str, tuple[float, float]]:
+    sizes: dict[str, list[float]] = {}
+    for workload in workloads:
+        sizes.setdefault(_seen_key(workload), []).append(extent(workload)[1])
+    return {key: (min(found), max(found)) for key, found in sorted(sizes.items())}
+
+
+def _read(shapes: Shapes, groups: int, state: Mapping[str, Any]) -> Deviations:
+    """Deviations out of a profile."""
+    found = {}
+    for name, (shape, _) in shapes.items():
+        found[name] = finite(state[name], *_sides(shape, groups))
+        if not (np.abs(found[name]) <= _MOST).all():
+            raise ValueError(f"the deviations {name} are beyond a factor of e^{_MOST:g}")
+    return found
 
 
 def _host_keys(workload: Workload) -> tuple[str, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from layer_energy.errors import InvalidInput
 
@@ -40,21 +42,33 @@ class Sheet:
 
 _INTEGERS = ("units", "cache_bytes")
 _TEXTS = ("name", "source")
+_LARGEST = 1e18
 
 
 def sheets() -> dict[str, Sheet]:
     """The catalogue, by name."""
     with CATALOGUE.open(encoding="utf-8", newline="") as file:
-        rows = [_sheet(row) for row in csv.DictReader(file)]
-    return {sheet.name: sheet for sheet in rows}
+        return {row["name"]: sheet_from_dict(row) for row in csv.DictReader(file)}
 
 
-def _sheet(row: dict[str, str]) -> Sheet:
-    values = {
-        key: cell if key in _TEXTS else int(cell) if key in _INTEGERS else float(cell)
-        for key, cell in row.items()
-    }
-    return Sheet(**values)  # type: ignore[arg-type]  # the columns are the fields
+def sheet_from_dict(state: Mapping[str, Any]) -> Sheet:
+    """A sheet out of a row of the catalogue, or out of a profile.
+
+    Raises:
+        ValueError, KeyError, TypeError: if a figure is missing or not positive.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(Sheet):
+        cell = state[field.name]
+        if field.name in _TEXTS:
+            values[field.name] = str(cell)
+        else:
+            values[field.name] = int(cell) if field.name in _INTEGERS else float(cell)
+            if not 0 < values[field.name] <= _LARGEST:
+                raise ValueError(f"{field.name} is {cell!r}, not a plausible positive number")
+    if values["idle_w"] >= values["limit_w"]:
+        raise ValueError(f"idle_w {values['idle_w']} is not below limit_w {values['limit_w']}")
+    return Sheet(**values)
 
 
 def sheet_of(name: str) -> Sheet:

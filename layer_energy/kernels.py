@@ -107,10 +107,10 @@ def kernels(workloads: Sequence[Workload], units: int) -> Kernels:
     rows = [row for i, w in enumerate(workloads) for row in _of(i, w, units)]
     table = np.array(rows, dtype=float).reshape(-1, 13).T
     indices = (column.astype(np.int64) for column in table[:4])
-    return Kernels(tuple(group(w) for w in workloads), *indices, *table[4:])
+    return Kernels(tuple(group_of(w) for w in workloads), *indices, *table[4:])
 
 
-def group(workload: Workload) -> str:
+def group_of(workload: Workload) -> str:
     """What shares a price per byte with this workload."""
     p, kind, product = workload.params, workload.kind, _product(workload)
     if product is not None and (kind.startswith("conv") or kind == "attention"):
@@ -120,6 +120,12 @@ def group(workload: Workload) -> str:
     if kind == "copy" and p["run"] < p["elements"]:
         return "copy:strided"
     return kind
+
+
+def extent(workload: Workload) -> tuple[str, float]:
+    """Name and value of the quantity that says how large a call is."""
+    cost, _ = count(workload)
+    return ("macs", float(cost.macs)) if cost.macs else ("bytes", float(cost.bytes))
 
 
 def _of(number: int, workload: Workload, units: int) -> list[tuple[float, ...]]:

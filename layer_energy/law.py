@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layer_energy.kernels import extent
 from layer_energy.layers.base import count
 from layer_energy.profile_format import LARGEST, half_width
 from layer_energy.workload import Workload
@@ -267,12 +268,6 @@ def carry_over(law: Law, sheet: Law, other: Law) -> Law:
     ratio = {name: other.coefficients[name] / sheet.coefficients[name] for name in COEFFICIENTS}
     carried = {name: price * ratio[name] for name, price in law.coefficients.items()}
     return replace(law, coefficients=carried, units=other.units, tf32=other.tf32)
-
-
-def extent(workload: Workload) -> tuple[str, float]:
-    """Name and value of the quantity that says how large a call is."""
-    cost, _ = count(workload)
-    return ("macs", float(cost.macs)) if cost.macs else ("bytes", float(cost.bytes))
 
 
 def _rounded_max(a: Array, b: Array, where: str) -> Array:

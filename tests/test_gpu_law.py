@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from random import Random
 
 import numpy as np
 import pytest
 
-from layer_energy.gpu_law import HOST_OVERHEAD, GpuLaw, Prices
+from layer_energy.gpu_law import HOST_OVERHEAD, GpuLaw, waiting_s
 from layer_energy.gpu_sheet import sheet_of
 from layer_energy.kernels import PRODUCTS, kernels
 from layer_energy.layers.base import count, workload
@@ -121,10 +122,58 @@ class TestLaw:
         assert warm.time_s[0] < cold.time_s[0]
         assert warm.energy_j[1] == pytest.approx(cold.energy_j[1])
 
-    def test_waiting_for_the_host_costs_idle_power(self, truth):
-        prices = Prices(np.array([2.0]), np.array([1e-3]), np.array([1.0]))
-        energy_j, time_s, waiting_s = truth.network(prices, np.array([10.0]), "eager")
-        assert time_s == pytest.approx(10 * HOST_OVERHEAD, rel=1e-3)
-        assert energy_j == pytest.approx(20 + SHEET.idle_w * waiting_s)
-        assert waiting_s == pytest.approx(time_s - 1e-2)
-        assert truth.network(prices, np.array([10.0]), "graph") == (20.0, 1e-2, 0.0)
+    @pytest.mark.parametrize(
+        ("device_s", "host_s", "expected"),
+        [(1.0, 0.0, 0.0), (1e-3, 1.0, HOST_OVERHEAD - 1e-3), (1.0, 0.1, 0.0), (0.0, 0.0, 0.0)],
+    )
+    def test_a_gpu_waits_for_what_its_host_needs_longer(self, device_s, host_s, expected):
+        assert waiting_s(device_s, host_s) == pytest.approx(expected, abs=1e-5)
+
+    def test_it_survives_json(self, truth):
+        law = GpuLaw.fit(rows_of(truth, drawn()), SHEET)
+        read = GpuLaw.from_dict(json.loads(json.dumps(law.to_dict())))
+        for a, b in zip(
+            law.price(drawn(), cached=True), read.price(drawn(), cached=True), strict=True
+        ):
+            assert np.array_equal(a, b)
+        assert read.kinds == sorted({w.kind for w in drawn()})
+        assert read.dtypes == ["bfloat16", "float32"]
+        assert not read.trains
+
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [
+            (("sheet", "units"), 0), (("sheet", "idle_w"), 900.0), (("time", "peak"), [1.0]),
+            (("power", "byte"), [50.0]), (("host",), {"relu": -1.0}), (("half_width",), [1.0]),
+            (("time", "plane"), None), (("groups",), 3),
+        ],
+    )  # fmt: skip
+    def test_a_damaged_law_is_refused(self, truth, place, value):
+        state = json.loads(json.dumps(truth.to_dict()))
+        inner = state
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+            GpuLaw.from_dict(state)
+
+    def test_a_layer_type_without_rows_says_so(self, truth):
+        law = GpuLaw.fit(rows_of(truth, drawn()), SHEET)
+        assert law.outside(drawn()[0]) == ""
+        assert "no row of gelu/float32/none" in law.outside(
+            workload("gelu", elements=9, in_place=0)
+        )
+        large = workload("relu", elements=2**33, in_place=0)
+        assert law.outside(large).startswith("bytes ")
+
+    def test_the_interval_of_a_layer_holds_rows_left_out(self, truth):
+        """Rows that scatter by 20 % around a law: nine in ten within the interval."""
+        rng = np.random.default_rng(0)
+        noisy = [
+            replace(m, time_s=m.time_s * f, energy_j=m.energy_j * f)
+            for m, f in zip(
+                rows_of(truth, drawn(30)), np.exp(rng.normal(0, 0.2, 420)), strict=False
+            )
+        ]
+        law = GpuLaw.calibrated(noisy, SHEET)
+        assert 0.25 < law.half_width[1] < 0.5  # 1.645 × 0.2 is 0.33

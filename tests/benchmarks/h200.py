@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from layer_energy.dataset import Dataset
-from layer_energy.gpu_law import GpuLaw
+from layer_energy.gpu_law import GpuLaw, waiting_s
 from layer_energy.gpu_sheet import sheet_of
 from layer_energy.networks import layers_of
 from layer_energy.plan import NetworkJob
@@ -54,14 +54,17 @@ def main() -> None:
         calls = layers(network)
         prices = law.price([*calls], cached=True)
         counts = np.array([*calls.values()], dtype=float)
-        energy_j, time_s, waiting_s = law.network(prices, counts, network.launch or "eager")
+        device_s, host_s = counts @ prices.time_s, counts @ prices.host_s
+        wait_s = waiting_s(device_s, host_s) if network.launch == "eager" else 0.0
+        energy_j = counts @ prices.energy_j + law.sheet.idle_w * wait_s
+        time_s = device_s + wait_s
         errors = energy_j / network.energy_j - 1, time_s / network.time_s - 1
         training = network.mode != "inference"
         groups.setdefault("training steps" if training else str(network.launch), []).append(errors)
         print(
             f"{network.model.split(':')[-1]:24} {network.batch_size:4} {network.dtype:9}"
             f"{network.mode:15}{network.launch:6} joules {errors[0]:+7.1%}  time {errors[1]:+7.1%}"
-            f"  waiting {waiting_s / time_s:4.0%}"
+            f"  waiting {wait_s / time_s:4.0%}"
         )
     for name, found in groups.items():
         joules, seconds = zip(*found, strict=True)
