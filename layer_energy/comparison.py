@@ -35,6 +35,7 @@ def compare(
     *,
     batch_size: int = 1,
     dtype: str | None = None,
+    launch: str | None = None,
     intensity: Intensity | None = None,
     on_model: Callable[[str], None] = lambda name: None,
 ) -> pd.DataFrame:
@@ -45,6 +46,7 @@ def compare(
         devices: profiles, as in :func:`layer_energy.predict_energy`; all shipped ones if not given.
         batch_size: samples per forward pass.
         dtype: compute dtype; each model's own if not given.
+        launch: as in :func:`layer_energy.predict_energy`, for all devices.
         intensity: of the grid, from :func:`layer_energy.carbon.grid_intensity`; adds the column
             ``carbon_per_sample_kg``.
         on_model: called with the name of each model before it is walked.
@@ -79,7 +81,7 @@ def compare(
         else:
             trace, accuracy = walk(model, batch_size=batch_size), None
         for device, profile in prices.items():
-            report = predict_energy(trace, device=profile, dtype=dtype, name=name)
+            report = predict_energy(trace, device=profile, dtype=dtype, launch=launch, name=name)
             rows.append(_row(report, device, accuracy))
     if not rows:
         raise InvalidInput("nothing to compare: give at least one model, such as 'resnet50'")

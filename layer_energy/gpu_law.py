@@ -38,7 +38,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from layer_energy.gpu_sheet import Sheet, sheet_from_dict
 from layer_energy.kernels import (
@@ -359,6 +358,8 @@ def _fitted(
     shapes: Shapes, groups: int, model: Callable[[Deviations], _Logs], target: str
 ) -> Deviations:
     """The deviations that explain the rows best, with the Jacobian that the model gives."""
+    from scipy.optimize import least_squares
+
     spread, scale, strength = _spreads(shapes, groups), _LOSS_SCALE[target], _STRENGTH[target]
 
     def loss(values: Array) -> Array:

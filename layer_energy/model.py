@@ -20,6 +20,8 @@ import numpy as np
 
 from layer_energy.errors import DatasetError, InvalidInput, ProfileError
 from layer_energy.files import write_text_atomically
+from layer_energy.gpu_law import GpuLaw
+from layer_energy.gpu_sheet import sheet_of, sheets
 from layer_energy.law import Law, work
 from layer_energy.layers.base import count
 from layer_energy.layers.memory import GENERIC
@@ -27,7 +29,13 @@ from layer_energy.profile_format import SCHEMA_VERSION, damaged, finite, half_wi
 from layer_energy.regressors import AUTO, Features, Regressor, choose, features, load, make
 from layer_energy.regressors.base import TARGETS
 from layer_energy.regressors.features import Array
-from layer_energy.workload import Gradients, Measurement, Params, Workload
+from layer_energy.workload import (
+    LAUNCHES,
+    Gradients,
+    Measurement,
+    Params,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from layer_energy.dataset import Dataset
@@ -37,6 +45,8 @@ COVERAGE = 0.9
 """Share of layers, and of networks, that the intervals are meant to hold."""
 
 MIN_ROWS = 20
+POOLED = "pooled"
+"""Name of the fit of all rows of a GPU together."""
 
 PASSES: dict[Gradients, int] = {"none": 1, "input": 2, "weight": 2, "both": 3}
 """Forward, and one pass of the same size for each gradient: where gradients were not measured."""
@@ -66,6 +76,7 @@ class Estimate:
         own_law: ``False`` where the profile has no regressor for the layer type and the bytes moved
             were priced as a copy.
         outside: the features that do not, with that range; empty in domain.
+        host_s: seconds of the host to launch it eagerly; 0 where no launch is priced apart.
     """
 
     energy_j: float
@@ -75,6 +86,7 @@ class Estimate:
     in_domain: bool
     own_law: bool = True
     outside: str = ""
+    host_s: float = 0.0
 
     def __mul__(self, times: int) -> Estimate:
         """Of so many executions, which err together."""
@@ -86,6 +98,7 @@ class Estimate:
             time_s=times * self.time_s,
             energy_low_j=times * self.energy_low_j,
             energy_high_j=times * self.energy_high_j,
+            host_s=times * self.host_s,
         )
 
 
@@ -191,6 +204,7 @@ class EnergyModel:
         totals: mode → how measured whole networks, or their training steps, compare with
             predictions; without a mode in which too few were measured.
         law: where only networks were measured as a whole, what prices every layer type instead.
+        gpu_law: of a GPU, what prices every layer type from all rows together.
     """
 
     device: dict[str, Any]
@@ -201,19 +215,28 @@ class EnergyModel:
     kinds: dict[str, KindModel]
     totals: dict[str, Totals] = field(default_factory=dict)
     law: Law | None = None
+    gpu_law: GpuLaw | None = None
 
     @classmethod
-    def fit(cls, dataset: Dataset, regressor: str = "hybrid") -> EnergyModel:
+    def fit(cls, dataset: Dataset, regressor: str | None = None) -> EnergyModel:
         """Fit every layer type of a dataset.
 
         Args:
             dataset: measured rows of one device.
-            regressor: ``"hybrid"``, ``"physical"``, ``"polynomial"`` (the paper's), or ``"auto"``:
-                per layer type, what extrapolates best on its rows (several times slower).
+            regressor: ``"pooled"``: one physical law for all rows together, of GPUs in the
+                catalogue, for which it is the default. For others ``"hybrid"`` is; there are
+                ``"physical"``, ``"polynomial"`` (the paper's), and ``"auto"``: per layer type,
+                what extrapolates best on its rows (several times slower).
 
         Raises:
             DatasetError: if no layer type has ``MIN_ROWS`` usable rows.
+            InvalidInput: if no regressor has this name, or ``"pooled"`` has no data sheet.
         """
+        sheet = sheets().get(dataset.device.name)
+        if regressor is None:
+            regressor = "hybrid" if sheet is None else POOLED
+        if regressor == POOLED:
+            return cls._pooled(dataset)
         groups: dict[str, list[Measurement]] = {}
         for row in dataset.measurements:
             if row.usable:
@@ -230,27 +253,19 @@ class EnergyModel:
                 f"no layer type of the dataset has {MIN_ROWS} usable rows; collect more with "
                 "`layer-energy collect`"
             )
-        provenance = dataset.provenance
-        qualities = sorted({row.quality for row in dataset.measurements} - {"measured"})
-        device = dataset.device
-        return cls(
-            device={
-                "name": device.name, "kind": device.kind, "slug": device.slug,
-                "threads": device.threads, "details": dict(device.details),
-            },
-            dataset={
-                "name": device.slug,
-                "rows": sum(model.rows for model in kinds.values()),
-                "regressor": regressor,
-                **{k: provenance[k] for k in ("meter", "seed", "finished", "layer_energy",
-                                              "allocator", "idle_power_w", "max_power_w")
-                   if k in provenance},
-            },
-            quality=qualities[0] if qualities else "measured",
-            relative_uncertainty=float(provenance.get("meter_relative_uncertainty", 0.0)),
-            assumptions=tuple(provenance.get("assumptions", ())),
-            kinds=kinds,
-        )  # fmt: skip
+        fitted = sum(model.rows for model in kinds.values())
+        return cls(**_origin(dataset, regressor, fitted), kinds=kinds)
+
+    @classmethod
+    def _pooled(cls, dataset: Dataset) -> EnergyModel:
+        rows = [row for row in dataset.measurements if row.usable and "test" not in row.flags]
+        if len(rows) < MIN_ROWS:
+            raise DatasetError(
+                f"the dataset has {len(rows)} usable rows, {MIN_ROWS} are needed; collect more "
+                "with `layer-energy collect`"
+            )
+        law = GpuLaw.calibrated(rows, sheet_of(dataset.device.name))
+        return cls(**_origin(dataset, POOLED, len(rows)), kinds={}, gpu_law=law)
 
     def calibrate_networks(
         self, ratios: Sequence[tuple[float, float]], mode: str = "inference"
@@ -272,13 +287,22 @@ class EnergyModel:
     @property
     def dtypes(self) -> list[str]:
         """Dtypes that have fitted layer types."""
-        if self.law is not None:
-            return self.law.dtypes
+        law = self.gpu_law or self.law
+        if law is not None:
+            return law.dtypes
         return sorted({key.split("/")[1] for key in self.kinds})
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Layer types that were measured, or ran in the networks that were."""
+        law = self.gpu_law or self.law
+        return sorted({key.split("/")[0] for key in self.kinds}) if law is None else law.kinds
 
     @property
     def idle_power_w(self) -> float | None:
         """What the device draws without work, as far as that is known."""
+        if self.gpu_law is not None:
+            return self.gpu_law.sheet.idle_w
         known = self.law.coefficients["idle_w"] if self.law else self.dataset.get("idle_power_w")
         return None if known is None else float(known)
 
@@ -291,7 +315,30 @@ class EnergyModel:
     @property
     def trains(self) -> bool:
         """Whether backward passes were measured, without which no training step is priced."""
+        if self.gpu_law is not None:
+            return self.gpu_law.trains
         return any(not key.endswith("/none") for key in self.kinds)
+
+    def waits_at_w(self, launch: str | None) -> float | None:
+        """Power at which the device waits for its host, launched so; ``None`` if it need not wait.
+
+        Args:
+            launch: one of ``LAUNCHES``, or ``None`` for the device's default.
+
+        Raises:
+            InvalidInput: if the launch does not exist, or this profile cannot tell them apart.
+        """
+        if launch is not None and launch not in LAUNCHES:
+            raise InvalidInput(f"launch must be one of {', '.join(LAUNCHES)}, got {launch!r}")
+        if self.gpu_law is not None:
+            return None if launch == "graph" else self.gpu_law.sheet.idle_w
+        if launch == "graph":
+            what = "is of a CPU" if self.device["kind"] == "cpu" else "was fitted on eager networks"
+            raise InvalidInput(
+                f"launch='graph' is for GPUs whose launches were measured; the profile "
+                f"{self.device['slug']} {what}. Leave launch out, or name another profile"
+            )
+        return None
 
     def price(self, workloads: Sequence[Workload]) -> Mapping[Workload, Estimate]:
         """Estimate one execution of each distinct workload.
@@ -321,6 +368,8 @@ class EnergyModel:
         """
         if self.law is not None:
             return _price_by_law(self.law, networks)
+        if self.gpu_law is not None:
+            return _price_by_gpu_law(self.gpu_law, networks)
         groups: dict[str, list[_Priced]] = {}
         for workload in dict.fromkeys(chain.from_iterable(networks)):
             priced_as, times = self._stand_in(workload)
@@ -405,6 +454,7 @@ class EnergyModel:
             "totals": {mode: vars(totals) for mode, totals in self.totals.items()},
             "kinds": {key: model.to_dict() for key, model in self.kinds.items()},
             **({"law": self.law.to_dict()} if self.law else {}),
+            **({"gpu_law": self.gpu_law.to_dict()} if self.gpu_law else {}),
         }
         text = json.dumps(_rounded(state), separators=(",", ":"), allow_nan=False)
         # one layer type a line: differences between two profiles can be read
@@ -430,6 +480,7 @@ class EnergyModel:
                 kinds={key: KindModel.from_dict(v) for key, v in state["kinds"].items()},
                 totals={mode: Totals.from_dict(v) for mode, v in state["totals"].items()},
                 law=Law.from_dict(state["law"]) if "law" in state else None,
+                gpu_law=GpuLaw.from_dict(state["gpu_law"]) if "gpu_law" in state else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise damaged(path, error) from error
@@ -468,14 +519,14 @@ def _read_once(path: Path, mtime_ns: int) -> EnergyModel:
 
 
 def default_profile() -> str:
-    """The profile used where none is named: a GPU's if there is one."""
+    """The profile used where none is named."""
     shipped = profiles()
     if not shipped:
         raise InvalidInput(
             "no profile ships with this copy; name one, device='path/to/profile.json', made by "
             "`layer-energy collect` and `layer-energy fit`"
         )
-    return next((name for name in shipped if name.startswith("nvidia-h")), shipped[0])
+    return shipped[0]
 
 
 def find_profile(profile: str | Path) -> Path:
@@ -531,6 +582,53 @@ def _price_by_law(
         {workload: estimate(*price) for workload, price in zip(calls, prices, strict=False)}
         for calls in networks
     ]
+
+
+def _price_by_gpu_law(
+    law: GpuLaw, networks: Sequence[Mapping[Workload, int]]
+) -> list[Mapping[Workload, Estimate]]:
+    """As in a network: what a layer reads, the one before it wrote."""
+    distinct = list(dict.fromkeys(chain.from_iterable(networks)))
+    prices, kinds = law.price(distinct, cached=True), {*law.kinds}
+    estimates = {}
+    for workload, energy_j, time_s, host_s in zip(
+        distinct, *(values.tolist() for values in prices), strict=True
+    ):
+        outside = law.outside(workload)
+        factor = math.exp(law.half_width[0] * (OUTSIDE_FACTOR if outside else 1.0))
+        estimates[workload] = Estimate(
+            energy_j,
+            time_s,
+            energy_j / factor,
+            energy_j * factor,
+            not outside,
+            workload.kind in kinds,
+            outside,
+            host_s,
+        )
+    return [estimates] * len(networks)
+
+
+def _origin(dataset: Dataset, regressor: str, rows: int) -> dict[str, Any]:
+    """What a profile says of the dataset it was fitted on."""
+    provenance, device = dataset.provenance, dataset.device
+    qualities = sorted({row.quality for row in dataset.measurements} - {"measured"})
+    return {
+        "device": {
+            "name": device.name, "kind": device.kind, "slug": device.slug,
+            "threads": device.threads, "details": dict(device.details),
+        },
+        "dataset": {
+            "name": device.slug,
+            "rows": rows,
+            "regressor": regressor,
+            **{k: provenance[k] for k in ("meter", "seed", "finished", "layer_energy", "allocator",
+                                          "idle_power_w", "max_power_w") if k in provenance},
+        },
+        "quality": qualities[0] if qualities else "measured",
+        "relative_uncertainty": float(provenance.get("meter_relative_uncertainty", 0.0)),
+        "assumptions": tuple(provenance.get("assumptions", ())),
+    }  # fmt: skip
 
 
 _Priced = tuple[Workload, Workload, int]

@@ -13,7 +13,7 @@ from layer_energy.errors import InvalidInput, MeasureError
 from layer_energy.measure import Bench, CpuBench, Protocol
 from layer_energy.meters.base import Meter
 from layer_energy.models import build_model, default_input
-from layer_energy.optimization import MODES, freeze_backbone
+from layer_energy.optimization import FOREACH_DEVICES, MODES, freeze_backbone
 from layer_energy.plan import NetworkJob
 from layer_energy.walk import AMP, Trace, parse_shape, walk
 from layer_energy.workload import Device, NetworkMeasurement, Workload
@@ -70,9 +70,13 @@ def layers(
 
 
 def traced(
-    model: torch.nn.Module, inputs: tuple[Any, ...], mode: str, dtype: str = "float32"
+    model: torch.nn.Module,
+    inputs: tuple[Any, ...],
+    mode: str,
+    dtype: str = "float32",
+    device_kind: str = "cpu",
 ) -> Trace:
-    """A model walked as it is measured in a mode and dtype.
+    """A model walked as it is measured in a mode and dtype, on a device of a kind.
 
     For a training step its backbone may be frozen for good; in half precision that is a step under
     autocast, while an inference is walked in the model's own dtype.
@@ -80,7 +84,10 @@ def traced(
     if MODES[mode].frozen_backbone:
         freeze_backbone(model)
     half = mode != "inference" and dtype in AMP.values()
-    return walk(model, *inputs, step=MODES[mode].step, autocast=dtype if half else None)
+    step = MODES[mode].step
+    if step is not None:
+        step = replace(step, foreach=device_kind in FOREACH_DEVICES)
+    return walk(model, *inputs, step=step, autocast=dtype if half else None)
 
 
 def in_dtype(work: Workload, dtype: str, mode: str) -> Workload:

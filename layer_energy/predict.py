@@ -41,6 +41,7 @@ def predict_energy(
     loss: Loss | None = None,
     accumulation: int = 1,
     checkpointing: bool | Sequence[str] = False,
+    launch: str | None = None,
     strict: bool = False,
     name: str | None = None,
 ) -> EnergyReport:
@@ -70,6 +71,9 @@ def predict_energy(
         accumulation: micro-batches of ``batch_size`` samples per training step.
         checkpointing: of a training step: whether all activations are computed a second time to
             save memory, or the paths of the modules of which they are.
+        launch: of a GPU whose launches were measured: ``"eager"`` (if not given), one call of the
+            host after the other; or ``"graph"``, as CUDA graphs and
+            ``torch.compile(mode="reduce-overhead")`` run, without waiting for the host.
         strict: raise instead of pricing unclaimed operations by the bytes they move.
         name: what to call the model in the report.
 
@@ -80,6 +84,7 @@ def predict_energy(
         UnmodelledOperation: with ``strict``, naming the operations.
     """
     prices = profile_for(device, dtype)
+    idle_power_w = prices.waits_at_w(launch)
     step = training_step(
         prices,
         mode,
@@ -153,6 +158,8 @@ def predict_energy(
         networks=prices.totals_of(mode).count,
         assumptions=assumptions,
         source=source_of(prices),
+        launch="" if prices.gpu_law is None else launch or "eager",
+        idle_power_w=idle_power_w,
     )
 
 

@@ -117,7 +117,7 @@ def _check(state: Mapping[str, Any]) -> None:
     for key in state["kinds"]:
         if key.count("/") != 2:
             raise ValueError(f"{key!r} is not kind/dtype/gradients")
-    if not state["kinds"] and "law" not in state:
+    if not state["kinds"] and "law" not in state and "gpu_law" not in state:
         raise ValueError("it prices nothing: no layer types and no law")
 
 

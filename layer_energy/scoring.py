@@ -19,7 +19,7 @@ from layer_energy.layers.base import count, layer_type
 from layer_energy.layers.memory import GENERIC
 from layer_energy.model import EnergyModel, Estimate
 from layer_energy.predict import in_dtype, main_dtype, profile_for, source_of, unmeasured
-from layer_energy.report.total import total
+from layer_energy.report.total import Totals, total
 from layer_energy.walk import AMP, Trace, Walked, Walks
 from layer_energy.workload import Workload
 
@@ -44,6 +44,7 @@ def score(
     batch_size: int | None = None,
     device: str | Path | EnergyModel | None = None,
     dtype: str | None = None,
+    launch: str | None = None,
     errors: str = "raise",
 ) -> pd.DataFrame:
     """Predict the energy of one forward pass of each of many networks.
@@ -60,6 +61,7 @@ def score(
         batch_size: likewise.
         device: as in :func:`layer_energy.predict_energy`.
         dtype: likewise; no mixed precision.
+        launch: likewise.
         errors: ``"raise"``, or ``"coerce"``: a candidate that cannot be scored gets a row without
             numbers that says why.
 
@@ -116,14 +118,18 @@ def score(
             "parameters": walked.parameters,
             "notes": "; ".join([*borrowed, *walked.notes]),
         }
-    ratio = prices.totals_of("inference").ratio
+    ratio, idle_w = prices.totals_of("inference").ratio, prices.waits_at_w(launch)
     for i, estimates in _priced(networks, prices, failed):
         priced = ((item.workload, n, estimates[item.workload]) for item, n in networks[i].items())
         parts = ((e, w.kind != GENERIC and e.own_law, n) for w, n, e in priced)
-        rows[i] |= total(parts, ratio, prices.relative_uncertainty)._asdict()
+        rows[i] |= _numbers(total(parts, ratio, prices.relative_uncertainty, idle_power_w=idle_w))
     frame = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
     frame.attrs = {"source": source_of(prices), "assumptions": list(prices.assumptions)}
     return frame
+
+
+def _numbers(totals: Totals) -> dict[str, float]:
+    return {name: value for name, value in totals._asdict().items() if name in _COLUMNS}
 
 
 @dataclass(eq=False, slots=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from layer_energy.carbon import grid_intensity
 from layer_energy.cli.base import CarbonIntensity, Country, Json, app, err, out, print_json
+from layer_energy.cli.predict import LaunchOption
 from layer_energy.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def compare(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples a pass.")] = 1,
     dtype: Annotated[str | None, typer.Option(help="Price as if run in this dtype.")] = None,
+    launch: LaunchOption = None,
     front: Annotated[
         bool, typer.Option("--front", help="Print only what no other choice on its device beats.")
     ] = False,
@@ -58,6 +60,7 @@ def compare(
             devices,
             batch_size=batch_size,
             dtype=dtype,
+            launch=launch,
             intensity=intensity,
             on_model=lambda name: status.update(f"walking {escape(name)}"),
         )

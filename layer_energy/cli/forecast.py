@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layer_energy.cli.base import Json, app, out, parse_inputs, print_json
-from layer_energy.cli.predict import Dtype, ModelName, Profile
+from layer_energy.cli.predict import Dtype, LaunchOption, ModelName, Profile
 from layer_energy.errors import InvalidInput
 from layer_energy.units import WORLD_INTENSITY_G_PER_KWH
 
@@ -36,6 +36,7 @@ def predict_training(
     ] = None,
     device: Profile = None,
     dtype: Dtype = None,
+    launch: LaunchOption = None,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adamw",
     accumulation: Annotated[int, typer.Option(help="Batches per step of the optimizer.")] = 1,
     checkpointing: Annotated[
@@ -83,6 +84,7 @@ def predict_training(
             kwargs=kwargs,
             device=device,
             dtype=dtype,
+            launch=launch,
             optimizer=optimizer,
             accumulation=accumulation,
             checkpointing=checkpointing,

@@ -41,6 +41,10 @@ Input = Annotated[
 Profile = Annotated[
     str | None, typer.Option("--device", help="A profile: a shipped name or a .json file.")
 ]
+LaunchOption = Annotated[
+    str | None,
+    typer.Option("--launch", help="Of a GPU: eager (if not given) or graph, as CUDA graphs run."),
+]
 Dtype = Annotated[str | None, typer.Option(help="Price as if run in this dtype.")]
 Mode = Annotated[str, typer.Option(help="inference or training.")]
 
@@ -55,6 +59,7 @@ def predict(
     device: Profile = None,
     dtype: Dtype = None,
     mode: Mode = "inference",
+    launch: LaunchOption = None,
     optimizer: Annotated[
         str | None, typer.Option(help="Of a training step: sgd, adam or adamw (if not given).")
     ] = None,
@@ -106,6 +111,7 @@ def predict(
         device=device,
         dtype=dtype,
         mode=mode,
+        launch=launch,
         optimizer=optimizer,
         accumulation=accumulation,
         checkpointing=checkpointing,
@@ -157,6 +163,7 @@ def predicted(
     device: str | None = None,
     dtype: str | None = None,
     mode: str = "inference",
+    launch: str | None = None,
     frozen_backbone: bool = False,
     strict: bool = False,
     **step: Any,
@@ -178,7 +185,9 @@ def predicted(
         autocast=AMP.get(dtype or ""),
         frozen_backbone=frozen_backbone,
     )
-    return predict_energy(trace, name=model, device=device, dtype=dtype, mode=mode, strict=strict)
+    return predict_energy(
+        trace, name=model, device=device, dtype=dtype, mode=mode, launch=launch, strict=strict
+    )
 
 
 def inputs_of(model: str, texts: list[str] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -19,8 +19,12 @@ def fit(
     dataset: DatasetFolder,
     profile: Annotated[Path, typer.Option("--out", help="The profile to write, a .json file.")],
     regressor: Annotated[
-        str, typer.Option(help="hybrid, physical, polynomial or auto.")
-    ] = "hybrid",
+        str | None,
+        typer.Option(
+            help="pooled (GPUs of the catalogue), hybrid, physical, polynomial or auto; pooled "
+            "where it can be, else hybrid, if not given."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fit a profile to a dataset."""
@@ -34,7 +38,7 @@ def fit(
     model.save(profile)
     facts = {
         "profile": str(profile),
-        "kinds": len({key.split("/")[0] for key in model.kinds}),
+        "kinds": len(model.layer_types),
         "rows": model.dataset["rows"],
         "networks": model.totals_of("inference").count,
         "steps": model.totals_of("training").count,
@@ -81,13 +85,12 @@ def profiles(as_json: Json = False) -> None:
         "networks",
     )
     for name, m in models.items():
-        kinds = m.law.kinds if m.law else {key.split("/")[0] for key in m.kinds}
         table.add_row(
             name,
             m.device["name"],
             m.quality,
             ", ".join(m.dtypes),
-            str(len(kinds)),
+            str(len(m.layer_types)),
             str(m.dataset["rows"]),
             str(m.totals_of("inference").count),
         )

@@ -14,7 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from layer_energy.cli.base import Json, app, out, print_json
-from layer_energy.cli.predict import Dtype, Input, Mode, ModelName, Profile, inputs_of, predicted
+from layer_energy.cli.predict import (
+    Dtype,
+    Input,
+    LaunchOption,
+    Mode,
+    ModelName,
+    Profile,
+    inputs_of,
+    predicted,
+)
 from layer_energy.errors import InvalidInput
 from layer_energy.files import write_text_atomically
 from layer_energy.units import parse_energy_j, si
@@ -55,6 +64,7 @@ def sweep(
     dtype: Annotated[str | None, typer.Option(help="Such as float32,bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="Profiles: names or .json files.")] = None,
     mode: Mode = "inference",
+    launch: LaunchOption = None,
     joule_budget: Annotated[
         str | None,
         typer.Option(
@@ -86,7 +96,7 @@ def sweep(
         held = {name: _only(name, values) for name, values in axes.items() if values}
         found = largest_within(
             build_model(model), budget_j, *args, varied=largest, kwargs=kwargs, mode=mode,
-            name=model, **held,
+            launch=launch, name=model, **held,
         )  # fmt: skip
         low_j, high_j = found.report.interval_j
         result = {
@@ -106,7 +116,9 @@ def sweep(
             markup=False,
         )
         return
-    frame = swept(build_model(model), *args, kwargs=kwargs, mode=mode, name=model, **axes)
+    frame = swept(
+        build_model(model), *args, kwargs=kwargs, mode=mode, launch=launch, name=model, **axes
+    )
     if csv:
         write_text_atomically(csv, frame.to_csv(index=False))
     if plot:

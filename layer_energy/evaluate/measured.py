@@ -18,6 +18,7 @@ from layer_energy.networks import in_dtype, traced
 from layer_energy.optimization import MODES
 from layer_energy.regressors import Features, Physical, features, make
 from layer_energy.regressors.features import Array
+from layer_energy.report.total import total
 from layer_energy.walk import Trace, parse_shape
 from layer_energy.workload import Gradients, NetworkMeasurement, Workload
 
@@ -173,22 +174,34 @@ def evaluate_networks(
         if key not in built:
             on_network(network.model)
             built[key] = build_model(network.model)
-        trace = traced(built[key], (parse_shape(network.input),), network.mode, network.dtype)
+        trace = traced(
+            built[key],
+            (parse_shape(network.input),),
+            network.mode,
+            network.dtype,
+            model.device["kind"],
+        )
         works = [
             in_dtype(work, network.dtype, network.mode) for work in trace.workloads().elements()
         ]
         prices = model.price(works)
-        estimates = [prices[work] for work in works]
+        predicted = total(
+            ((prices[work], True, 1) for work in works),
+            {},
+            0.0,
+            idle_power_w=model.waits_at_w(network.launch),
+        )
         row = {
             "model": network.model,
             "batch_size": network.batch_size,
             "input": network.input,
             "dtype": network.dtype,
             "mode": network.mode,
+            "launch": network.launch or "",
             "measured_energy_j": network.energy_j,
             "measured_time_s": network.time_s,
-            "layer_energy_energy_j": sum(e.energy_j for e in estimates),
-            "layer_energy_time_s": sum(e.time_s for e in estimates),
+            "layer_energy_energy_j": predicted.energy_j,
+            "layer_energy_time_s": predicted.time_s,
             "floor_energy_j": network.layers_energy_j,
             "floor_time_s": network.layers_time_s,
         }
@@ -212,7 +225,7 @@ def network_scores(table: pd.DataFrame) -> dict[str, Score]:
     return scores
 
 
-def fit_profile(dataset: Dataset, regressor: str = "hybrid") -> EnergyModel:
+def fit_profile(dataset: Dataset, regressor: str | None = None) -> EnergyModel:
     """Fit a dataset, and calibrate the interval of totals on its measured networks.
 
     Networks with layers that the dataset has too few rows of are left out.

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+WAITING = "waiting for the host"
+"""Name of the share of what a GPU draws while it waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerEstimate:
     """One layer call of the model and its price."""
@@ -75,6 +79,9 @@ class EnergyReport:
         networks: how many networks those are from.
         assumptions: sentences about everything that was assumed.
         source: the dataset behind the profile, in words.
+        launch: how a GPU gets its kernels: ``"eager"`` or ``"graph"``; empty where the profile
+            does not tell them apart.
+        idle_power_w: power while a GPU waits for its host; ``None`` if it need not.
     """
 
     model: str
@@ -91,11 +98,15 @@ class EnergyReport:
     networks: int
     assumptions: list[str]
     source: str
+    launch: str = ""
+    idle_power_w: float | None = None
 
     @cached_property
     def _totals(self) -> Totals:
         parts = ((layer.estimate, layer.modelled, 1) for layer in self.layers)
-        return total(parts, self.network_ratio, self.relative_uncertainty)
+        return total(
+            parts, self.network_ratio, self.relative_uncertainty, idle_power_w=self.idle_power_w
+        )
 
     @property
     def energy_j(self) -> float:
@@ -106,6 +117,16 @@ class EnergyReport:
     def time_s(self) -> float:
         """Seconds of the forward pass or training step."""
         return self._totals.time_s
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of ``time_s`` in which a GPU waits for its host to launch kernels."""
+        return self._totals.waiting_s
+
+    @property
+    def waiting_j(self) -> float:
+        """Joules of ``energy_j`` that it draws meanwhile, at idle power."""
+        return self._totals.waiting_j
 
     @property
     def interval_j(self) -> tuple[float, float]:
@@ -190,6 +211,10 @@ class EnergyReport:
                 sum(layer.estimate.time_s for layer in layers),
                 energy_j / self.energy_j if self.energy_j else 0.0,
             )
+        if self.waiting_s:
+            low, high = widened(self.waiting_j, self.waiting_j, self.relative_uncertainty)
+            share = self.waiting_j / self.energy_j
+            yield Share(WAITING, 0, 0, self.waiting_j, low, high, self.waiting_s, share)
 
     def to_frame(self) -> pd.DataFrame:
         """One row an operation: where it is, what it is, what it costs."""
@@ -235,6 +260,9 @@ class EnergyReport:
             "energy_low_j": low,
             "energy_high_j": high,
             "time_s": self.time_s,
+            "launch": self.launch,
+            "waiting_s": self.waiting_s,
+            "waiting_j": self.waiting_j,
             "macs": self.macs,
             "coverage": self.coverage,
             "in_domain": self.in_domain,

@@ -111,6 +111,7 @@ def notes(report: EnergyReport) -> list[str]:
     per_sample = report.energy_j / max(report.batch_size, 1)
     unmodelled = 1 - report.coverage
     return [
+        *_launched(report),
         f"{si(per_sample, 'J')} per sample, {si(energy_wh(report.energy_j), 'Wh')} in all; "
         f"mean power {si(report.energy_j / report.time_s if report.time_s else 0.0, 'W')}",
         origin(report),
@@ -124,6 +125,22 @@ def notes(report: EnergyReport) -> list[str]:
             else "interval of the total: sum of the layers' intervals"
         ),
         fitted_on(report),
+    ]
+
+
+def _launched(report: EnergyReport) -> list[str]:
+    """How the kernels are launched, and what that costs."""
+    if not report.launch:
+        return []
+    if report.launch == "graph":
+        return ["launched as a CUDA graph: the GPU does not wait for its host"]
+    share = report.waiting_s / report.time_s if report.time_s else 0.0
+    if share < 0.005:
+        return ["launched eagerly: the GPU hardly waits for its host"]
+    return [
+        f"launched eagerly: the GPU waits for its host {share:.0%} of the time; CUDA graphs, "
+        "torch.compile(mode='reduce-overhead') or a larger batch would save "
+        f"{si(report.waiting_j, 'J')} and {si(report.waiting_s, 's')}"
     ]
 
 

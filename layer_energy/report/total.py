@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from layer_energy.gpu_law import waiting_s
 from layer_energy.model import Estimate
 
 
@@ -17,6 +18,7 @@ class Totals(NamedTuple):
             included.
         coverage: share of the joules from operations with a model of their own.
         in_domain: share of the joules priced inside the fitted range of every feature.
+        waiting_s, waiting_j: of these, what a GPU waits for its host.
     """
 
     energy_j: float
@@ -25,12 +27,16 @@ class Totals(NamedTuple):
     energy_high_j: float
     coverage: float
     in_domain: float
+    waiting_s: float
+    waiting_j: float
 
 
 def total(
     parts: Iterable[tuple[Estimate, bool, int]],
     network_ratio: Mapping[str, tuple[float, float]],
     relative_uncertainty: float,
+    *,
+    idle_power_w: float | None = None,
 ) -> Totals:
     """Sum the layers of a network.
 
@@ -42,14 +48,16 @@ def total(
         parts: of each layer: its price, whether a model of its own made it, and how often it runs.
         network_ratio: quantiles of measured over predicted whole networks; empty if none.
         relative_uncertainty: systematic half-width of the device's joules.
+        idle_power_w: power while a GPU waits for its host; ``None`` if it need not.
     """
     ratio_low, ratio_high = network_ratio.get("energy_j", (0.0, 0.0))
     ratio_low, calibrated, ratio_high = min(ratio_low, 1.0), ratio_high > 0, max(ratio_high, 1.0)
-    energy_j = time_s = low = high = modelled_j = inside_j = 0.0
+    energy_j = time_s = low = high = modelled_j = inside_j = host_s = 0.0
     for estimate, modelled, calls in parts:
         joules = calls * estimate.energy_j
         energy_j += joules
         time_s += calls * estimate.time_s
+        host_s += calls * estimate.host_s
         if modelled:
             modelled_j += joules
         if estimate.in_domain:
@@ -60,14 +68,20 @@ def total(
         else:
             low += calls * estimate.energy_low_j
             high += calls * estimate.energy_high_j
+    gap_s = 0.0 if idle_power_w is None else waiting_s(time_s, host_s)
+    gap_j = gap_s * (idle_power_w or 0.0)
+    low += gap_j * (ratio_low if calibrated else 1.0)
+    high += gap_j * (ratio_high if calibrated else 1.0)
     low, high = widened(low, high, relative_uncertainty)
     return Totals(
-        energy_j,
-        time_s,
+        energy_j + gap_j,
+        time_s + gap_s,
         low,
         high,
         modelled_j / energy_j if energy_j else 1.0,
         inside_j / energy_j if energy_j else 1.0,
+        gap_s,
+        gap_j,
     )
 
 

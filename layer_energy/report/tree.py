@@ -6,6 +6,8 @@ import heapq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from layer_energy.report.report import WAITING
+
 if TYPE_CHECKING:
     from layer_energy.report.report import EnergyReport
 
@@ -50,6 +52,9 @@ def module_tree(report: EnergyReport) -> Node:
         for node in nodes:
             node.energy_j += layer.estimate.energy_j
             node.calls += 1
+    if report.waiting_j:
+        root.part(WAITING, WAITING).energy_j = report.waiting_j
+        root.energy_j += report.waiting_j
     return root
 
 
@@ -80,6 +85,8 @@ def folded_stacks(report: EnergyReport) -> str:
         frames = [report.model, *_modules(layer.call.path), layer.call.op]
         stack = ";".join(" ".join(frame.replace(";", ":").split()) for frame in frames)
         stacks[stack] = stacks.get(stack, 0.0) + layer.estimate.energy_j
+    if report.waiting_j:
+        stacks[f"{report.model};{WAITING}"] = report.waiting_j
     return "".join(f"{stack} {round(energy_j * 1e9)}\n" for stack, energy_j in stacks.items())
 
 

@@ -42,6 +42,7 @@ def predict_training(
     loss: Loss | None = None,
     accumulation: int = 1,
     checkpointing: bool | Sequence[str] = False,
+    launch: str | None = None,
     loading_images_per_s: float = math.inf,
     idle_power_w: float | None = None,
     max_power_w: float | None = None,
@@ -72,6 +73,7 @@ def predict_training(
         loss: likewise.
         accumulation: likewise.
         checkpointing: likewise.
+        launch: likewise.
         loading_images_per_s: what the data loader delivers; if that is less than the device could
             take, it waits, and draws its idle power.
         idle_power_w: that; the profile's if it knows it.
@@ -108,6 +110,7 @@ def predict_training(
         "batch_size": None if args or keywords else batch_size,
         "device": prices,
         "dtype": dtype,
+        "launch": launch,
         "name": name,
     }
     step = predict_energy(
@@ -138,7 +141,7 @@ def predict_training(
             f"the profile {step.device} does not say what the device draws while it waits for "
             "images; give idle_power_w"
         )
-    forecast.baselines_j.update(_baselines(forecast, prices, dtype, max_power_w, ram_gb))
+    forecast.baselines_j.update(_baselines(forecast, prices, dtype, launch, max_power_w, ram_gb))
     return forecast
 
 
@@ -146,6 +149,7 @@ def _baselines(
     forecast: TrainingForecast,
     prices: EnergyModel,
     dtype: str | None,
+    launch: str | None,
     max_power_w: float | None,
     ram_gb: float,
 ) -> dict[str, float]:
@@ -161,7 +165,7 @@ def _baselines(
         baselines["Green Algorithms"] = green_algorithms_j(limit_w, busy, ram_gb, time_s)
     reference = predict_energy(
         build_model("resnet18"), (8, 3, 224, 224), device=prices, dtype=dtype, mode="training",
-        optimizer="sgd",
+        optimizer="sgd", launch=launch,
     )  # fmt: skip
     flops = forecast.epochs * forecast.per_epoch(_flops)
     if flops and _flops(reference):
