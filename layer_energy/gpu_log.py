@@ -250,7 +250,7 @@ def _dropped(
 ) -> Measurement | None:
     """A row given up because the host paused; ``None`` if nothing can be made of it."""
     raw = line["raw"]
-    if not plan or "gaps_s" not in raw:
+    if not plan or not raw.get("copies"):  # networks are numbered as well, and are not copied
         return None
     before, after = (raw[edge] for edge in _EDGES)
     if after["power_cap_s"] > before["power_cap_s"]:

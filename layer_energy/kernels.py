@@ -7,17 +7,20 @@ one on an NVIDIA H200 (``datasets/nvidia-h200``):
 - products run in *tiles* that fill multiprocessors in waves; cuBLAS splits the depth of a product
   over several of them, cuDNN's convolutions only for gradients of weights;
 - tensor cores want channels in multiples of 16 bytes; other products run on slower kernels;
-- convolutions of fewer than 8 input channels, depthwise, grouped, dilated and transposed ones each
-  have kernels of their own, and so have products with a side of at most 16;
+- convolutions of fewer than 8 input channels run on the ordinary cores, in any dtype; depthwise,
+  grouped and transposed ones each have kernels of their own, and so have products with a side of at
+  most 16;
 - attention with heads of a width that is no multiple of 8, above 128, or with a mask falls back to
   slow kernels; in TF32 mode it runs in float32;
-- convolutions larger than 1×1 in half precision or TF32 copy a channels-first input and output;
-- normalisation, pooling and depthwise convolutions pay for each row or plane.
+- convolutions on tensor cores copy a channels-first input and output, but for 1×1 ones without
+  stride whose image is a multiple of 16 bytes: those multiply in place;
+- normalisation, pooling and depthwise convolutions pay for each row, plane or output, reductions
+  for what one thread adds up in sequence, recurrent layers for each step's small product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,8 +36,9 @@ Index = NDArray[np.int64]
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
 PASSES = ("forward", "input", "weight")
 PRODUCTS = (
-    "product", "thin", "conv1", "conv3", "conv_large", "few_channels", "dilated", "grouped",
-    "depthwise", "transposed", "attention", "attention_fallback", "attention_decode", "other",
+    "product", "thin", "conv1", "conv1_gathered", "conv3", "conv_large", "few_channels", "grouped",
+    "depthwise", "transposed", "attention", "attention_fallback", "attention_decode",
+    "recurrent", "other",
 )  # fmt: skip
 """What multiplies: each has kernels of its own."""
 
@@ -49,10 +53,21 @@ _TILES = (
 """Rows and columns of a tile, and the share of the peak it reaches: larger ones reuse more."""
 
 _SPLITS = (1, 2, 4, 8)
-_SPLIT_DEPTH, _FILL, _SPLIT_SHARE = 256, 64, 0.9
+_SPLIT_DEPTH, _FILL, _SPLIT_SHARE = 256, 32, 0.9
 """Least depth of a part, depth lost to filling the pipeline, share left after adding parts up."""
 
-_MAX_SERIAL = 4096
+_THIN, _MAX_SERIAL, _ATTENTION_ROWS = 16, 4096, 128
+_ON_TENSOR_CORES = ("product", "conv1", "conv1_gathered", "conv3", "conv_large")
+_IN_PLACE = ("conv1", "few_channels")
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+_STEP_LAUNCH = 0.3
+"""What a step of a recurrent layer takes of a launch: cuDNN launches several together."""
+
+_TENSORS = 32
+"""How many of them one launch of an optimizer's step works on."""
+
+_THREADS, _OUTPUTS = 512, 64
+"""Threads that reduce a row; outputs of a depthwise convolution that count as a plane."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,8 @@ class Kernels:
         bytes_in, bytes_weight, bytes_out: memory traffic; skipped input left out.
         layout_bytes: copied between channels first and last besides.
         planes: rows or planes, each a piece of work of its own.
+        steps: elements that one thread works off in sequence.
+        launches: kernels that follow each other, such as the steps of a recurrent layer.
     """
 
     groups: tuple[str, ...]
@@ -88,10 +105,32 @@ class Kernels:
     bytes_out: Array
     layout_bytes: Array
     planes: Array
+    steps: Array
+    launches: Array
 
     def sum(self, values: Array) -> Array:
         """``(k,)`` values of kernels → ``(n,)`` of workloads."""
         return np.bincount(self.workload, values, len(self.groups)).astype(float)
+
+
+class _Kernel(NamedTuple):
+    """A row of :class:`Kernels`."""
+
+    workload: int
+    passes: int
+    product: int
+    dtype: int
+    macs: float
+    filled: float
+    misaligned: bool
+    serial: float
+    bytes_in: float
+    bytes_weight: float
+    bytes_out: float
+    layout_bytes: float
+    planes: float
+    steps: float
+    launches: float
 
 
 class _Product(NamedTuple):
@@ -102,10 +141,22 @@ class _Product(NamedTuple):
     depth: float
 
 
+class _Arithmetic(NamedTuple):
+    """What a kernel multiplies; without a product, nothing."""
+
+    product: int = -1
+    dtype: int = 0
+    macs: float = 0.0
+    filled: float = 1.0
+    misaligned: bool = False
+    serial: float = 0.0
+
+
 def kernels(workloads: Sequence[Workload], units: int) -> Kernels:
     """The kernels of workloads on a GPU with so many multiprocessors (``units``)."""
     rows = [row for i, w in enumerate(workloads) for row in _of(i, w, units)]
-    table = np.array(rows, dtype=float).reshape(-1, 13).T
+    columns = len(_Kernel._fields)
+    table = np.array(rows, dtype=float).reshape(-1, columns).T
     indices = (column.astype(np.int64) for column in table[:4])
     return Kernels(tuple(group_of(w) for w in workloads), *indices, *table[4:])
 
@@ -128,53 +179,79 @@ def extent(workload: Workload) -> tuple[str, float]:
     return ("macs", float(cost.macs)) if cost.macs else ("bytes", float(cost.bytes))
 
 
-def _of(number: int, workload: Workload, units: int) -> list[tuple[float, ...]]:
-    cost, _ = count(workload)
-    p, dtype, product = workload.params, _dtype(workload), _product(workload)
-    convolution = workload.kind.startswith("conv")
-    bytes_in = cost.bytes_in * (_read_share(workload) if convolution else 1.0)
-    traffic = (bytes_in, cost.bytes_weight, cost.bytes_out)
-    planes = _planes(workload)
-    rows: list[tuple[float, ...]] = []
+def _of(number: int, workload: Workload, units: int) -> Iterator[_Kernel]:
+    product = _product(workload)
     for passes in _GRADIENTS[workload.gradients]:
-        if product is None:
-            rows.append((number, passes, -1, dtype, 0, 1, 0, 0, *traffic, 0, planes))
-            continue
-        attention = product.name.startswith("attention")
-        m, n, k = product.rows, product.columns, product.depth
-        if not attention:
-            m, n, k = ((m, n, k), (m, k, n), (n, k, m))[passes]
-        macs, filled = float(cost.macs), 1.0
-        if attention:
-            macs *= 0.5 if p["causal"] and p["q_length"] == p["k_length"] else 1.0
-            if product.name != "attention_decode":
-                filled = min(1.0, product.matrices * -(-product.rows // 128) / units)
-        elif product.name not in ("depthwise", "other"):
-            split = product.name == "product" or PASSES[passes] == "weight"
-            filled = _filled(product.matrices, m, n, k, units, _SPLITS if split else (1,))
-        step = 16 // workload.itemsize_bytes
-        tensor = dtype > 0 and product.name in (
-            "product",
-            "conv1",
-            "conv3",
-            "conv_large",
-            "dilated",
+        arithmetic = _Arithmetic(dtype=_dtype(workload))
+        if product is not None:
+            arithmetic = _arithmetic(workload, product, passes, units)
+        yield _Kernel(
+            number,
+            passes,
+            *arithmetic,
+            *_traffic(workload, passes),
+            _layout_bytes(workload, product),
+            _planes(workload),
+            _steps(workload),
+            _launches(workload),
         )
-        inner = p["in_channels"] if convolution else k
-        thin = product.name == "product" and min(m, n) <= 16
-        layout = (
-            convolution and dtype > 0 and not p["channels_last"] and p["groups"] == 1
-            and any(p.get(f"kernel_{axis}", 1) > 1 for axis in _AXES)
-        )  # fmt: skip
-        rows.append(
-            (
-                number, passes, PRODUCTS.index("thin" if thin else product.name), dtype, macs,
-                filled, float(tensor and bool(n % step or inner % step)),
-                0.0 if attention or product.name == "other" else min(k, _MAX_SERIAL), *traffic,
-                cost.bytes_in + cost.bytes_out if layout else 0.0, planes,
-            )
-        )  # fmt: skip
-    return rows
+
+
+def _arithmetic(workload: Workload, product: _Product, passes: int, units: int) -> _Arithmetic:
+    name, matrices, m, n, k = product
+    macs, dtype = float(count(workload)[0].macs), _dtype(workload)
+    if name.startswith("attention"):
+        p = workload.params
+        causal = p["causal"] and p["q_length"] == p["k_length"]
+        blocks = matrices * -(-m // _ATTENTION_ROWS)
+        filled = 1.0 if name == "attention_decode" else min(1.0, blocks / units)
+        return _Arithmetic(PRODUCTS.index(name), dtype, macs * 0.5 if causal else macs, filled)
+    m, n, k = ((m, n, k), (m, k, n), (n, k, m))[passes]
+    filled = 1.0
+    if name not in ("depthwise", "other"):
+        split = name == "product" or PASSES[passes] == "weight"
+        filled = _filled(matrices, m, n, k, units, _SPLITS if split else (1,))
+    misaligned = False
+    if dtype and name in _ON_TENSOR_CORES:
+        inner = workload.params.get("in_channels", k)
+        misaligned = bool(n % _step(workload) or inner % _step(workload))
+    if name == "product" and min(m, n) <= _THIN:
+        name = "thin"
+    return _Arithmetic(
+        PRODUCTS.index(name),
+        0 if name == "few_channels" else dtype,
+        macs,
+        filled,
+        misaligned,
+        0.0 if name == "other" else min(k, _MAX_SERIAL),
+    )
+
+
+def _step(workload: Workload) -> int:
+    """Elements in the 16 bytes that tensor cores load at once."""
+    return 16 // workload.itemsize_bytes
+
+
+def _traffic(workload: Workload, passes: int) -> tuple[float, float, float]:
+    """Bytes of input, weight and output, or of what stands for them in a backward pass."""
+    cost, _ = count(workload)
+    if workload.kind == "embedding" and PASSES[passes] == "weight":
+        # as large as the weight, most of it zeros
+        p = workload.params
+        return cost.bytes_out, 0.0, float(p["vocabulary"] * p["dim"] * workload.itemsize_bytes)
+    share = _read_share(workload) if workload.kind.startswith("conv") else 1.0
+    return cost.bytes_in * share, cost.bytes_weight, cost.bytes_out
+
+
+def _layout_bytes(workload: Workload, product: _Product | None) -> float:
+    p = workload.params
+    if (
+        product is None or not workload.kind.startswith("conv") or product.name in _IN_PLACE
+        or p["channels_last"] or p["groups"] > 1 or not _dtype(workload)
+    ):  # fmt: skip
+        return 0.0
+    cost, _ = count(workload)
+    return cost.bytes_in + cost.bytes_out
 
 
 def _dtype(workload: Workload) -> int:
@@ -196,6 +273,8 @@ def _product(workload: Workload) -> _Product | None:
         name = "attention_fallback" if wide and _dtype(workload) else "attention"
         name = "attention_decode" if p["q_length"] == 1 else name
         return _Product(name, p["batch"] * p["heads"], p["q_length"], p["k_length"], p["head_dim"])
+    if kind in _GATES:
+        return _Product("recurrent", 1, p["batch"], _GATES[kind] * p["hidden"], p["hidden"])
     if not kind.startswith("conv"):
         return _Product("other", 1, 1, 1, 1) if cost.macs else None
     groups = p["groups"]
@@ -209,12 +288,20 @@ def _product(workload: Workload) -> _Product | None:
     elif inputs < 8:
         name = "few_channels"
     elif taps == 1:
-        name = "conv1"
-    elif any(p.get(f"dilation_{axis}", 1) > 1 for axis in _AXES):
-        name = "dilated"
+        name = "conv1_gathered" if _gathered(workload) else "conv1"
     else:
         name = "conv3" if max(kernel) <= 3 else "conv_large"
     return _Product(name, groups, cost.elements / p["out_channels"], outputs, inputs * taps)
+
+
+def _gathered(workload: Workload) -> bool:
+    """Whether a 1×1 convolution of a channels-first image cannot be a product on its memory."""
+    p = workload.params
+    if p["channels_last"] or not _dtype(workload):
+        return False
+    positions = count(workload)[0].elements // (p["batch"] * p["out_channels"])
+    strided = any(p.get(f"stride_{axis}", 1) > 1 for axis in _AXES)
+    return positions > 1 and (strided or bool(positions % (16 // workload.itemsize_bytes)))
 
 
 def _read_share(workload: Workload) -> float:
@@ -244,6 +331,39 @@ def _filled(
     return max(best, 1e-4)
 
 
+def _steps(workload: Workload) -> float:
+    """Reductions give a block of threads to a row or plane, pooling one thread to an output."""
+    p, kind = workload.params, workload.kind
+    if kind in ("layer_norm", "rms_norm"):
+        return p["dim"] / _THREADS
+    if kind == "batch_norm":
+        return p["batch"] * p["spatial"] / _THREADS if p["training"] else 0
+    if kind == "instance_norm":
+        return p["spatial"] / _THREADS
+    if kind == "group_norm":
+        return p["channels"] / p["groups"] * p["spatial"] / _THREADS
+    if kind in ("softmax", "log_softmax"):
+        return p["dim"] / _THREADS
+    if "pool" in kind:
+        window = 1.0
+        for axis in _AXES:
+            if f"out_{axis}" in p:
+                window *= p[f"in_{axis}"] / p[f"out_{axis}"]
+            else:
+                window *= p.get(f"kernel_{axis}", 1)
+        return window
+    return 0
+
+
+def _launches(workload: Workload) -> float:
+    p = workload.params
+    if "hidden" in p:
+        return 1 + _STEP_LAUNCH * p["length"] * p["layers"] * (1 + p["bidirectional"])
+    if "tensors" in p:
+        return 1 + p["tensors"] / _TENSORS
+    return 1
+
+
 def _planes(workload: Workload) -> int:
     p, kind = workload.params, workload.kind
     if kind in ("layer_norm", "rms_norm"):
@@ -257,5 +377,5 @@ def _planes(workload: Workload) -> int:
     if kind == "embedding":
         return p["tokens"]
     if kind.startswith("conv") and 1 < p["groups"] == p["in_channels"]:
-        return p["batch"] * p["in_channels"]
+        return count(workload)[0].elements // _OUTPUTS
     return 0

@@ -11,7 +11,7 @@ import pytest
 
 from layer_energy.gpu_law import HOST_OVERHEAD, GpuLaw, waiting_s
 from layer_energy.gpu_sheet import sheet_of
-from layer_energy.kernels import PRODUCTS, kernels
+from layer_energy.kernels import DTYPES, PRODUCTS, kernels
 from layer_energy.layers.base import count, workload
 from layer_energy.plan import GPU_LIMITS, sample
 from layer_energy.workload import Measurement
@@ -67,7 +67,7 @@ class TestKernels:
     def test_a_small_product_fills_few_multiprocessors(self):
         """128 × 256 outputs are 16 tiles of 32 × 64; the depth is too small to be split."""
         x = kernels([linear(128, 128, 256)], 132)
-        assert x.filled[0] == pytest.approx(16 * 0.4 / 132 * 128 / (128 + 64))
+        assert x.filled[0] == pytest.approx(16 * 0.4 / 132 * 128 / (128 + 32))
 
     def test_a_whole_wave_reaches_the_peak(self):
         x = kernels([linear(128 * 132, 2**20, 256)], 132)
@@ -90,6 +90,80 @@ class TestKernels:
         assert named["few_channels"]["in_channels"] < 8
         assert named["conv1"]["kernel_h"] == 1
         assert named["conv_large"]["kernel_h"] > 3 or named["conv_large"]["kernel_w"] > 3
+
+
+def conv(dtype="bfloat16", **given):
+    p = {
+        "batch": 32, "in_channels": 64, "out_channels": 64, "groups": 1, "in_h": 56, "in_w": 56,
+        "kernel_h": 1, "kernel_w": 1, "stride_h": 1, "stride_w": 1, "padding_h": 0, "padding_w": 0,
+        "dilation_h": 1, "dilation_w": 1, "bias": 0, "channels_last": 0,
+    }  # fmt: skip
+    return workload("conv2d", dtype, **(p | given))
+
+
+class TestFacts:
+    """What the H200's rows showed of kernels."""
+
+    @pytest.mark.parametrize(
+        ("work", "product", "copied"),
+        [
+            (conv(), "conv1", False),
+            (conv(in_h=7, in_w=7), "conv1_gathered", True),  # 49 is no multiple of 8
+            (conv(stride_h=2, stride_w=2), "conv1_gathered", True),
+            (conv(stride_h=2, stride_w=2, channels_last=1), "conv1", False),
+            (conv("float32", in_h=7, in_w=7), "conv1", False),
+            (conv(kernel_h=3, kernel_w=3), "conv3", True),
+            (conv("float32", kernel_h=3, kernel_w=3), "conv3", False),
+            (conv(kernel_h=3, kernel_w=3, channels_last=1), "conv3", False),
+            (conv(kernel_h=5, kernel_w=5), "conv_large", True),
+            (conv(in_channels=3, kernel_h=7, kernel_w=7), "few_channels", False),
+            (conv(groups=64, kernel_h=3, kernel_w=3), "depthwise", False),
+            (conv(groups=8), "grouped", False),
+        ],
+    )
+    def test_convolutions(self, work, product, copied):
+        x = kernels([work], 132)
+        assert PRODUCTS[x.product[0]] == product
+        cost, _ = count(work)
+        assert x.layout_bytes[0] == (cost.bytes_in + cost.bytes_out if copied else 0)
+
+    def test_few_channels_run_on_the_ordinary_cores(self):
+        assert kernels([conv(in_channels=3)], 132).dtype[0] == DTYPES.index("float32")
+        assert kernels([conv()], 132).dtype[0] == DTYPES.index("bfloat16")
+
+    def test_a_stride_skips_rows_but_reads_them_whole(self):
+        whole, half = kernels([conv()], 132), kernels([conv(stride_h=2, stride_w=2)], 132)
+        assert half.bytes_in[0] == whole.bytes_in[0] / 2
+
+    @pytest.mark.parametrize(
+        ("given", "product"),
+        [
+            ({}, "attention"), ({"head_dim": 60}, "attention_fallback"),
+            ({"head_dim": 160}, "attention_fallback"), ({"mask": 1}, "attention_fallback"),
+            ({"q_length": 1}, "attention_decode"),
+        ],
+    )  # fmt: skip
+    def test_attention(self, given, product):
+        p = {
+            "batch": 4, "heads": 8, "kv_heads": 8, "q_length": 256, "k_length": 256,
+            "head_dim": 64, "causal": 0, "mask": 0,
+        }  # fmt: skip
+        x = kernels([workload("attention", "bfloat16", **(p | given))], 132)
+        assert PRODUCTS[x.product[0]] == product
+        causal = kernels([workload("attention", "bfloat16", **(p | {"causal": 1}))], 132)
+        assert causal.macs[0] == kernels([workload("attention", "bfloat16", **p)], 132).macs[0] / 2
+
+    def test_the_gradient_of_an_embedding_is_as_large_as_its_weight(self):
+        work = workload("embedding", "float32", tokens=8, vocabulary=1000, dim=16)
+        x = kernels([replace(work, gradients="weight")], 132)
+        assert x.bytes_out.tolist() == [8 * 16 * 4, 1000 * 16 * 4]
+
+    def test_a_recurrent_layer_multiplies_step_by_step(self):
+        p = {"in_features": 650, "hidden": 650, "layers": 2, "bidirectional": 0}
+        works = [workload("lstm", "float32", batch=32, length=n, **p) for n in (1, 128)]
+        x = kernels(works, 132)
+        assert x.filled[0] == x.filled[1] < 0.2
+        assert x.launches[1] > 30 * x.launches[0] / 2
 
 
 class TestLaw:

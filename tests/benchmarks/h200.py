@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from layer_energy.dataset import Dataset
-from layer_energy.gpu_law import GpuLaw, waiting_s
+from layer_energy.evaluate import evaluate_networks
+from layer_energy.gpu_law import GpuLaw
 from layer_energy.gpu_sheet import sheet_of
-from layer_energy.networks import layers_of
-from layer_energy.plan import NetworkJob
-from layer_energy.workload import NetworkMeasurement, Workload
+from layer_energy.model import EnergyModel
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,16 +23,6 @@ ROOT = Path(__file__).parents[2]
 def spread(errors: list[float]) -> str:
     """Median and 90th percentile of absolute errors."""
     return "{:5.1f} / {:5.1f} %".format(*(100 * np.quantile(np.abs(errors), (0.5, 0.9))))
-
-
-def layers(network: NetworkMeasurement) -> dict[Workload, int]:
-    """What a measured network runs."""
-    shape, integers, _ = network.input.partition(":int64")
-    sides = ",".join(shape.split("x")[1:]) + integers
-    job = NetworkJob(
-        network.model, sides, network.batch_size, dtype=network.dtype, mode=network.mode
-    )
-    return layers_of(job)
 
 
 def main() -> None:
@@ -49,23 +38,19 @@ def main() -> None:
         "time",
         spread([t / m.time_s - 1 for t, m in zip(prices.time_s, judged, strict=True)]),
     )
+    model = EnergyModel.fit(dataset)
     groups: dict[str, list[tuple[float, float]]] = {}
-    for network in dataset.networks:
-        calls = layers(network)
-        prices = law.price([*calls], cached=True)
-        counts = np.array([*calls.values()], dtype=float)
-        device_s, host_s = counts @ prices.time_s, counts @ prices.host_s
-        wait_s = waiting_s(device_s, host_s) if network.launch == "eager" else 0.0
-        energy_j = counts @ prices.energy_j + law.sheet.idle_w * wait_s
-        time_s = device_s + wait_s
-        errors = energy_j / network.energy_j - 1, time_s / network.time_s - 1
-        training = network.mode != "inference"
-        groups.setdefault("training steps" if training else str(network.launch), []).append(errors)
-        print(
-            f"{network.model.split(':')[-1]:24} {network.batch_size:4} {network.dtype:9}"
-            f"{network.mode:15}{network.launch:6} joules {errors[0]:+7.1%}  time {errors[1]:+7.1%}"
-            f"  waiting {wait_s / time_s:4.0%}"
-        )
+    for training in (False, True):
+        for row in evaluate_networks(dataset.networks, model, training=training).itertuples():
+            errors = (
+                row.layer_energy_energy_j / row.measured_energy_j - 1,
+                row.layer_energy_time_s / row.measured_time_s - 1,
+            )
+            groups.setdefault("training steps" if training else row.launch, []).append(errors)
+            print(
+                f"{row.model.split(':')[-1]:24} {row.batch_size:4} {row.dtype:9}{row.mode:15}"
+                f"{row.launch:6} joules {errors[0]:+7.1%}  time {errors[1]:+7.1%}"
+            )
     for name, found in groups.items():
         joules, seconds = zip(*found, strict=True)
         print(f"{name} ({len(found)}): joules {spread([*joules])}  time {spread([*seconds])}")
