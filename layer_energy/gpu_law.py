@@ -14,7 +14,7 @@ For a kernel with ``m`` multiply-accumulates, ``b`` bytes, ``r`` rows or planes,
     memory     = (b + layout bytes) / bandwidth × deviations + r × seconds + s × seconds
     time_s     = l × launch + ᵖ√(arithmeticᵖ + memoryᵖ)                         with p = _ORDER
 
-    power_w    = idle + softmin(limit − idle, busy + (m × joules + b × joules) / time)
+    power_w    = idle + softmin(limit − idle, busy + (m + b + r, × joules each) / time)
 
 A layer's time and energy are the sums over its kernels. Sources: the roofline is Williams, Waterman
 & Patterson 2009 (doi 10.1145/1498765.1498785); energy as constant power plus a price per operation
@@ -71,7 +71,7 @@ _TIME = {
 }  # fmt: skip
 _POWER = {
     "mac": ((_T,), 0.4), "product": ((_D,), 0.4), "byte": ((1,), 0.4), "group": ((_G,), 0.4),
-    "waste": ((1,), 0.5), "busy": ((1,), 0.6), "group_busy": ((_G,), 0.5),
+    "waste": ((1,), 0.5), "plane": ((_G,), 1.0), "busy": ((1,), 0.6), "group_busy": ((_G,), 0.5),
 }  # fmt: skip
 """Deviation → shape, and standard deviation of its logarithm."""
 
@@ -83,6 +83,7 @@ _SLOWER = {"depthwise": 2.5, "grouped": 0.5, "attention_fallback": 1.5, "other":
 
 _MISALIGNED, _BACKWARD = 0.5, 0.5
 _SERIAL_S, _PLANE_S, _LAUNCH_S, _ORDER = 3e-9, 3e-10, 1.3e-6, 1.5
+_PLANE_J = 1e-8
 _STEP_S = 2e-8
 _TINY = 1e-15
 """Seconds that keep the roots' derivatives finite."""
@@ -474,11 +475,14 @@ def _power_w(
         (bytes_in + x.bytes_weight + x.bytes_out)
         * _byte_j(sheet) * np.exp(d["byte"][0] + d["group"][group])
     )  # fmt: skip
+    planes_j = x.planes * _PLANE_J * np.exp(d["plane"][group])
     layout_j = x.layout_bytes * _LAYOUT_J * _byte_j(sheet)
     forward = (x.passes == 0).astype(float)
     busy_w = _BUSY_W * np.exp(d["busy"][0] + d["group_busy"][group]) * forward
     busy_w = busy_w * np.minimum(1.0, time_s / _RAMP_S)[x.workload]
-    dynamic_w = x.sum(busy_w) + x.sum(useful_j * (1 + empty) + moved_j + layout_j) / time_s
+    dynamic_w = (
+        x.sum(busy_w) + x.sum(useful_j * (1 + empty) + moved_j + planes_j + layout_j) / time_s
+    )
     most = _LIMIT_SLACK * sheet.limit_w - sheet.idle_w
     limited_w = (dynamic_w**-_LIMIT_ORDER + most**-_LIMIT_ORDER) ** (-1 / _LIMIT_ORDER)
     steep = (limited_w / dynamic_w) ** (_LIMIT_ORDER + 1)
@@ -492,6 +496,7 @@ def _power_w(
         ("waste", first, useful_j * empty * per_s),
         ("byte", first, moved_w),
         ("group", group, moved_w),
+        ("plane", group, planes_j * per_s),
         ("busy", first, busy_w),
         ("group_busy", group, busy_w),
     ]
