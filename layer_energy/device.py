@@ -43,6 +43,13 @@ def local_cpu(threads: int | None = None) -> Device:
     )
 
 
+def local_gpu_name() -> str | None:
+    """Name of the GPU that torch sees first; ``None`` without one."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
 def slugify(name: str) -> str:
     """A device name as a file name: ``"NVIDIA H200"`` → ``"nvidia-h200"``."""
     plain = re.sub(r"\((r|tm|c)\)|\bcpu\b|\bprocessor\b|@.*", " ", name.lower())

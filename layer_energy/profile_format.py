@@ -21,6 +21,9 @@ LARGEST = 1e30
 MAX_HALF_WIDTH = 100.0
 """Of an interval in the log; no fit is that bad, and its exponential is still a number."""
 
+INFERRED = "inferred"
+"""Quality of the joules of a profile that rests on a data sheet and on another GPU's rows."""
+
 _REBUILD = "rebuild it with `layer-energy fit DATASET --out FILE`"
 _DEVICE = {"name": str, "kind": str, "slug": str, "threads": int, "details": dict}
 _DATASET = {"name": str, "rows": int, "finished": str}
@@ -102,8 +105,9 @@ def _refuse(constant: str) -> None:
 def _check(state: Mapping[str, Any]) -> None:
     _check_fields(state["device"], _DEVICE, "device", required=True)
     _check_fields(state["dataset"], _DATASET, "dataset", required=False)
-    if state["quality"] not in QUALITIES:
-        raise ValueError(f"quality is {state['quality']!r}, not one of {', '.join(QUALITIES)}")
+    known = (*QUALITIES, INFERRED)
+    if state["quality"] not in known:
+        raise ValueError(f"quality is {state['quality']!r}, not one of {', '.join(known)}")
     uncertainty = state["relative_uncertainty"]
     if not 0 <= uncertainty <= 1:
         raise ValueError(f"relative_uncertainty is {uncertainty!r}, not from 0 to 1")

@@ -207,7 +207,7 @@ def verify(
     """
     here = local_cpu()
     if device is None:
-        device = here.slug if here.slug in profiles() else default_profile()
+        device = here.slug if here.slug in profiles() else default_profile("cpu")
     prices = device if isinstance(device, EnergyModel) else EnergyModel.load(device)
     if prices.device["kind"] != "cpu":
         raise InvalidInput(

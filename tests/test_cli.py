@@ -122,7 +122,7 @@ def test_sweep_prints_draws_and_writes(run, tmp_path):
     assert rows[1]["energy_j"] == pytest.approx(alone["energy_j"])
     out = run(*args)[1]
     assert "predicted, not measured" in out
-    assert "estimated" in out
+    assert "joules of nvidia-h200: measured" in out
 
 
 def test_sweep_finds_the_largest_batch_in_a_budget(run):

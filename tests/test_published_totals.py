@@ -11,7 +11,7 @@ import pytest
 
 from layer_energy.calibrate import fit_law, leave_one_network_out
 from layer_energy.layers.base import count
-from layer_energy.model import EnergyModel, default_profile
+from layer_energy.model import EnergyModel
 from tests.benchmarks import totals as study
 
 DATA = Path(__file__).parents[2] / "shared" / "external" / "energaizer2026"
@@ -83,4 +83,3 @@ def test_the_shipped_profiles_say_where_they_are_from():
         assert "2604.20105" in model.dataset["name"]
         low, high = model.totals_of("inference").ratio["energy_j"]
         assert 0.7 < low < 1 < high < 1.4
-    assert default_profile() == "amd-epyc-2t"

@@ -55,7 +55,7 @@ def evaluate_networks(
     from layer_energy.dataset import Dataset
     from layer_energy.evaluate import evaluate_networks as evaluate
     from layer_energy.evaluate import held_out_coverage, network_scores
-    from layer_energy.model import MODE_NAMES, EnergyModel, default_profile
+    from layer_energy.model import MODE_NAMES, EnergyModel, default_profile, profiles
 
     if mode not in MODE_NAMES:
         raise InvalidInput(f"--mode must be one of {', '.join(MODE_NAMES)}, got {mode!r}")
@@ -75,7 +75,10 @@ def evaluate_networks(
         raise InvalidInput(
             f"no networks measured in {mode}: add --measure, or --dataset with such in it"
         )
-    model = EnergyModel.load(profile or default_profile())
+    if profile is None:
+        own = loaded.device.slug if loaded else None
+        profile = own if own in profiles() else default_profile("cpu" if measure else None)
+    model = EnergyModel.load(profile)
     if training and not model.trains:
         if measure and dataset:
             err.print(

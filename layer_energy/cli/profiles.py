@@ -57,7 +57,7 @@ def fit(
 @app.command(epilog="Example: layer-energy profiles --json")
 def profiles(as_json: Json = False) -> None:
     """List the profiles that ship with the package."""
-    from layer_energy.model import EnergyModel
+    from layer_energy.model import EnergyModel, inferred_profiles
     from layer_energy.model import profiles as names
 
     models = {name: EnergyModel.load(name) for name in names()}
@@ -95,6 +95,7 @@ def profiles(as_json: Json = False) -> None:
             str(m.totals_of("inference").count),
         )
     out.print(table)
+    out.print(f"inferred from data sheets: {', '.join(inferred_profiles())}")
 
 
 @app.command(epilog="Example: layer-energy doctor --device cuda")

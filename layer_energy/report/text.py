@@ -20,6 +20,7 @@ KINDS_SHOWN = 12
 ORIGINS = {
     "measured": "measured by an energy counter",
     "estimated": "ESTIMATED, time × assumed power",
+    "inferred": "INFERRED, from a data sheet and another GPU's measured layers",
 }
 """What the joules of a profile are, by its quality."""
 
