@@ -36,6 +36,7 @@ def compare(
     batch_size: int = 1,
     dtype: str | None = None,
     launch: str | None = None,
+    host_speed: float = 1.0,
     intensity: Intensity | None = None,
     on_model: Callable[[str], None] = lambda name: None,
 ) -> pd.DataFrame:
@@ -43,10 +44,12 @@ def compare(
 
     Args:
         models: names (see :func:`layer_energy.models.build_model`) or modules.
-        devices: profiles, as in :func:`layer_energy.predict_energy`; all shipped ones if not given.
+        devices: profiles, as in :func:`layer_energy.predict_energy`; all shipped ones if not given,
+            with ``launch="graph"`` those of GPUs whose launches were measured.
         batch_size: samples per forward pass.
         dtype: compute dtype; each model's own if not given.
         launch: as in :func:`layer_energy.predict_energy`, for all devices.
+        host_speed: likewise.
         intensity: of the grid, from :func:`layer_energy.carbon.grid_intensity`; adds the column
             ``carbon_per_sample_kg``.
         on_model: called with the name of each model before it is walked.
@@ -70,6 +73,8 @@ def compare(
     import pandas as pd
 
     prices = _profiles(profiles() if devices is None else devices)
+    if devices is None and launch == "graph":
+        prices = {name: profile for name, profile in prices.items() if profile.knows_launches}
     rows = []
     for model in (
         [models] if isinstance(models, str) or not isinstance(models, Iterable) else models
@@ -81,7 +86,9 @@ def compare(
         else:
             trace, accuracy = walk(model, batch_size=batch_size), None
         for device, profile in prices.items():
-            report = predict_energy(trace, device=profile, dtype=dtype, launch=launch, name=name)
+            report = predict_energy(
+                trace, device=profile, dtype=dtype, launch=launch, host_speed=host_speed, name=name
+            )
             rows.append(_row(report, device, accuracy))
     if not rows:
         raise InvalidInput("nothing to compare: give at least one model, such as 'resnet50'")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from layer_energy.errors import DatasetError
-from layer_energy.files import write_text_atomically
+from layer_energy.files import write_texts_atomically
 from layer_energy.records import integer
 
 SCHEMA_VERSION = 1
@@ -72,9 +72,8 @@ def write_package(
         raise DatasetError(
             f"provenance and device details must be plain JSON values: {error}"
         ) from error
-    for table, content in texts.items():
-        write_text_atomically(folder / f"{table}.csv", content)
-    write_text_atomically(folder / PACKAGE, described)
+    files = {folder / f"{table}.csv": content for table, content in texts.items()}
+    write_texts_atomically({**files, folder / PACKAGE: described})
 
 
 def read_package(folder: Path) -> Package:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -43,11 +44,15 @@ def local_cpu(threads: int | None = None) -> Device:
     )
 
 
+@functools.cache
 def local_gpu_name() -> str | None:
-    """Name of the GPU that torch sees first; ``None`` without one."""
+    """Name of the GPU that torch sees first; ``None`` without one, or if it cannot be asked."""
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    try:
+        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    except (RuntimeError, AssertionError):  # in a forked process, or without a working driver
+        return None
 
 
 def slugify(name: str) -> str:

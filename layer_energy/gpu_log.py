@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from layer_energy.dataset import Dataset
+from layer_energy.device import slugify
 from layer_energy.errors import DatasetError
 from layer_energy.records import measurement_from_dict, network_from_dict, number, text
 from layer_energy.workload import LAUNCHES, Device, Launch, Measurement, NetworkMeasurement
@@ -66,7 +67,8 @@ class Run:
         name: of the log, without ``.jsonl.gz``; it names the board too.
         facts: the values of ``device`` and ``sensor``.
         rows, networks: what was measured.
-        salvaged: how many of the rows the campaign had dropped.
+        given_up: row id → what can be made of a row that the campaign dropped.
+        salvaged: how many of the rows were.
         sha256: of the file.
         cut: whether the file ends in the middle of a line; the lines before it were read.
     """
@@ -75,6 +77,7 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     rows: list[Measurement] = field(default_factory=list)
     networks: list[NetworkMeasurement] = field(default_factory=list)
+    given_up: dict[int, Measurement] = field(default_factory=dict)
     salvaged: int = 0
     sha256: str = ""
     cut: bool = False
@@ -96,7 +99,9 @@ def dataset_from_logs(folder: str | Path) -> tuple[Dataset, list[Run]]:
     logs = sorted(raw.glob(f"*{LOG}"))
     if not logs:
         raise DatasetError(f"{raw} holds no *{LOG}; put the raw logs of a campaign there")
-    runs = [run for run in map(_read, logs) if run.rows or run.networks]
+    runs = [_read(log) for log in logs]
+    _salvage(runs)
+    runs = [run for run in runs if run.rows or run.networks]
     if not runs:
         raise DatasetError(f"no log in {raw} holds a row or a network")
     names = sorted({str(run.facts.get("name")) for run in runs})
@@ -113,6 +118,18 @@ def dataset_from_logs(folder: str | Path) -> tuple[Dataset, list[Run]]:
     ), runs
 
 
+def _salvage(runs: Sequence[Run]) -> None:
+    """Add the rows that the campaign dropped, but for those that any log of its plan measured."""
+    measured = {(_plan_name(run.name), row.row_id) for run in runs for row in run.rows}
+    for run in runs:
+        for row_id, row in sorted(run.given_up.items()):
+            key = _plan_name(run.name), row_id
+            if key not in measured:
+                measured.add(key)
+                run.rows.append(row)
+                run.salvaged += 1
+
+
 def lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The lines of a log, and whether the file ends in the middle of one.
 
@@ -127,7 +144,7 @@ def lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
             value = json.loads(line) if line.strip() else None
             if value is not None and not isinstance(value, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if n == len(texts):
                 return found, True
             raise DatasetError(f"{path}, line {n} is no JSON object: {error}") from error
@@ -157,7 +174,6 @@ def _read(path: Path) -> Run:
     run.cut = cut
     plan = _plan(path)
     rows: dict[int, Measurement] = {}
-    dropped: dict[int, Measurement] = {}
     idle_w = 0.0
     for n, line in enumerate(found, 1):
         try:
@@ -174,16 +190,17 @@ def _read(path: Path) -> Run:
             elif what == "dropped":
                 given_up = _dropped(line, plan, idle_w, run.name)
                 if given_up is not None:
-                    dropped[given_up.row_id] = given_up
-        except (DatasetError, KeyError, TypeError, IndexError, AttributeError) as error:
+                    run.given_up[given_up.row_id] = given_up
+        except _DAMAGE as error:
             raise DatasetError(
                 f"{path}, line {n} ({line.get('what')}): {_said(error)}; take the line out, or "
                 "restore the log"
             ) from error
-    again = dropped.keys() - rows.keys()
-    run.salvaged = len(again)
-    run.rows = [*rows.values(), *(dropped[row_id] for row_id in sorted(again))]
+    run.rows = [*rows.values()]
     return run
+
+
+_DAMAGE = (DatasetError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError)
 
 
 def _said(error: Exception) -> str:
@@ -191,7 +208,7 @@ def _said(error: Exception) -> str:
 
 
 def _plan(log: Path) -> Sequence[Mapping[str, Any]]:
-    path = log.with_name(log.name.partition(".")[0] + PLAN)
+    path = log.with_name(_plan_name(log.name) + PLAN)
     if not path.exists():
         return ()
     try:
@@ -199,6 +216,10 @@ def _plan(log: Path) -> Sequence[Mapping[str, Any]]:
             return cast("Sequence[Mapping[str, Any]]", json.load(file)["rows"])
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} is no plan of a campaign: {_said(error)}") from error
+
+
+def _plan_name(log: str) -> str:
+    return log.partition(".")[0]
 
 
 def _row(line: Mapping[str, Any], board: str) -> Measurement:
@@ -253,7 +274,7 @@ def _dropped(
     if not plan or not raw.get("copies"):  # networks are numbered as well, and are not copied
         return None
     before, after = (raw[edge] for edge in _EDGES)
-    if after["power_cap_s"] > before["power_cap_s"]:
+    if number(after, "power_cap_s") > number(before, "power_cap_s"):
         return None
     planned = plan[line["id"]]
     gaps, executions, inside = raw["gaps_s"], raw["executions"], raw["inside"]
@@ -294,14 +315,15 @@ def _device(facts: Mapping[str, Any]) -> Device:
     try:
         cache_bytes = int(number(facts, "cache"))
         details = {key: value for key, value in facts.items() if key not in known}
-        return Device(text(facts, "name"), "cuda", text(facts, "slug"), 1, cache_bytes, details)
+        name = text(facts, "name")
+        return Device(name, "cuda", slugify(name), 1, cache_bytes, details)
     except DatasetError as error:
         raise DatasetError(f"the log does not say which GPU it is of: {error}") from error
 
 
 def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
     idle = [m.conditions.idle_power_w for run in runs for m in run.rows if m.conditions]
-    limits = [run.facts["limit"] for run in runs if "limit" in run.facts]
+    limits = [number(run.facts, "limit", positive=True) for run in runs if "limit" in run.facts]
     return {
         "meter": "nvml",
         "meter_relative_uncertainty": METER_UNCERTAINTY,

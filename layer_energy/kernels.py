@@ -1,21 +1,28 @@
-"""Workloads of any layer type → the GPU kernels they run, in numbers that a physical law can price.
+"""Workloads of any layer type → the kernels they run, in numbers that a physical law can price.
 
 A forward pass is one kernel; the gradients of inputs and of weights are one more each, with the
 sides of their matrix product exchanged. What is told apart here was found on layers measured one by
 one on an NVIDIA H200 (``datasets/nvidia-h200``):
 
-- products run in *tiles* that fill multiprocessors in waves; cuBLAS splits the depth of a product
-  over several of them, cuDNN's convolutions only for gradients of weights;
+- products run in *tiles* that fill multiprocessors in waves. cuBLAS splits the depth of a product
+  over several of them; so does cuDNN on tensor cores and for gradients of weights. Small tiles cost
+  tensor cores more of their peak than ordinary cores;
 - tensor cores want channels in multiples of 16 bytes; other products run on slower kernels;
-- convolutions of fewer than 8 input channels run on the ordinary cores, in any dtype; depthwise,
-  grouped and transposed ones each have kernels of their own, and so have products with a side of at
-  most 16;
-- attention with heads of a width that is no multiple of 8, above 128, or with a mask falls back to
-  slow kernels; in TF32 mode it runs in float32;
+- convolutions of fewer than 8 input channels and depthwise ones run on the ordinary cores, in any
+  dtype; grouped and transposed ones have kernels of their own, and so have products with a side of
+  at most 16;
+- attention works on blocks of 64 queries. With heads of a width that is no multiple of 8, above
+  128, or with a mask it falls back to slow kernels; in TF32 mode it runs in float32;
 - convolutions on tensor cores copy a channels-first input and output, but for 1×1 ones without
   stride whose image is a multiple of 16 bytes: those multiply in place;
-- normalisation, pooling and depthwise convolutions pay for each row, plane or output, reductions
-  for what one thread adds up in sequence, recurrent layers for each step's small product.
+- a convolution's bias is added by a kernel of its own, depthwise ones apart; a bias' gradient is a
+  kernel of its own, too;
+- one kernel gives both gradients of a normalisation; those of ``cat`` and ``copy`` are views;
+- normalisation, pooling and depthwise convolutions pay for each row, plane or output; reductions
+  and bilinear interpolation pay for the work that a single thread does in sequence; recurrent
+  layers pay for each step's small product.
+
+A CPU (``Sheet.kind``) has registers for tiles, and adds biases on the way.
 """
 
 from __future__ import annotations
@@ -28,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layer_energy.layers.base import count
+from layer_energy.sheet import Sheet
 from layer_energy.workload import Gradients, Workload
 
 Array = NDArray[np.float64]
@@ -45,19 +53,47 @@ PRODUCTS = (
 _GRADIENTS: dict[Gradients, tuple[int, ...]] = {
     "none": (0,), "input": (0, 1), "weight": (0, 2), "both": (0, 1, 2)
 }  # fmt: skip
-_AXES = "dhw"
-_TILES = (
-    (128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.95), (128, 64, 0.8), (64, 128, 0.8),
-    (64, 64, 0.6), (64, 32, 0.4), (32, 64, 0.4),
-)  # fmt: skip
-"""Rows and columns of a tile, and the share of the peak it reaches: larger ones reuse more."""
+_FUSED_BACKWARD = ("batch_norm", "layer_norm", "group_norm", "instance_norm")
+"""One kernel gives both gradients."""
 
-_SPLITS = (1, 2, 4, 8)
+_VIEWS_BACKWARD = ("copy", "cat")
+"""Their gradients are views of the one they get."""
+
+_TWO_GRADIENTS = ("mul", "div")
+"""Each of their inputs has a gradient."""
+
+_BROADCAST = "add:broadcast"
+"""The group of a bias that is added by a kernel of its own."""
+
+_AXES = "dhw"
+_CONVOLUTIONS = tuple(f"{name}{n}d" for name in ("conv", "conv_transpose") for n in (1, 2, 3))
+_POOLS = tuple(
+    f"{name}_pool{n}d" for name in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)
+)
+_OPTIMIZERS = ("sgd_step", "adam_step", "adamw_step")
+_TILES = {
+    "cuda": (
+        (128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.95), (128, 64, 0.8), (64, 128, 0.8),
+        (64, 64, 0.6), (64, 32, 0.4), (32, 64, 0.4),
+    ),
+    "cpu": ((8, 16, 1.0),),
+}  # fmt: skip
+"""Rows and columns of a tile, and the share of the peak it reaches: larger ones reuse more. Those
+of a CPU fill its vector registers."""
+
+_ORDINARY = 0.5
+"""Power of that share on ordinary cores, which small tiles keep busy more easily."""
+
+_SPLITS = {"cuda": (1, 2, 4, 8), "cpu": (1,)}
 _SPLIT_DEPTH, _FILL, _SPLIT_SHARE = 256, 32, 0.9
 """Least depth of a part, depth lost to filling the pipeline, share left after adding parts up."""
 
-_THIN, _MAX_SERIAL, _ATTENTION_ROWS = 16, 4096, 128
+_THIN, _MAX_SERIAL, _ATTENTION_ROWS = 16, 4096, 64
+_ATTENTION_BACKWARD = 2.5
+"""Products of its backward pass, in those of the forward: five for two, the first one repeated."""
+
 _ON_TENSOR_CORES = ("product", "conv1", "conv1_gathered", "conv3", "conv_large")
+_ON_ORDINARY_CORES = ("few_channels", "depthwise")
 _IN_PLACE = ("conv1", "few_channels")
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _STEP_LAUNCH = 0.3
@@ -66,16 +102,20 @@ _STEP_LAUNCH = 0.3
 _TENSORS = 32
 """How many of them one launch of an optimizer's step works on."""
 
+_NEIGHBOURS = 8
+"""Steps of a pixel between four others: two for each that it waits for."""
+
 _THREADS, _OUTPUTS = 512, 64
 """Threads that reduce a row; outputs of a depthwise convolution that count as a plane."""
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels of ``n`` workloads, ``k`` in all; each field but ``groups`` has shape ``(k,)``.
+    """The ``k`` kernels of ``n`` workloads; each field but ``n`` has shape ``(k,)``.
 
     Attributes:
-        groups: ``n`` names of what shares a price per byte: a layer type, or a variant of it.
+        n: how many workloads.
+        groups: names of what shares a price per byte: a layer type, or a variant of it.
         workload: number of the workload.
         passes: index into ``PASSES``.
         product: index into ``PRODUCTS``, −1 where nothing multiplies.
@@ -91,6 +131,7 @@ class Kernels:
         launches: kernels that follow each other, such as the steps of a recurrent layer.
     """
 
+    n: int
     groups: tuple[str, ...]
     workload: Index
     passes: Index
@@ -110,12 +151,13 @@ class Kernels:
 
     def sum(self, values: Array) -> Array:
         """``(k,)`` values of kernels → ``(n,)`` of workloads."""
-        return np.bincount(self.workload, values, len(self.groups)).astype(float)
+        return np.bincount(self.workload, values, self.n).astype(float)
 
 
 class _Kernel(NamedTuple):
     """A row of :class:`Kernels`."""
 
+    group: str
     workload: int
     passes: int
     product: int
@@ -152,19 +194,19 @@ class _Arithmetic(NamedTuple):
     serial: float = 0.0
 
 
-def kernels(workloads: Sequence[Workload], units: int) -> Kernels:
-    """The kernels of workloads on a GPU with so many multiprocessors (``units``)."""
-    rows = [row for i, w in enumerate(workloads) for row in _of(i, w, units)]
-    columns = len(_Kernel._fields)
-    table = np.array(rows, dtype=float).reshape(-1, columns).T
+def kernels(workloads: Sequence[Workload], sheet: Sheet) -> Kernels:
+    """The kernels of workloads on a device: its kind and number of multiprocessors count."""
+    rows = [row for i, w in enumerate(workloads) for row in _of(i, w, sheet)]
+    groups = tuple(row.group for row in rows)
+    table = np.array([row[1:] for row in rows], dtype=float).reshape(-1, len(_Kernel._fields) - 1).T
     indices = (column.astype(np.int64) for column in table[:4])
-    return Kernels(tuple(group_of(w) for w in workloads), *indices, *table[4:])
+    return Kernels(len(workloads), groups, *indices, *table[4:])
 
 
 def group_of(workload: Workload) -> str:
     """What shares a price per byte with this workload."""
     p, kind, product = workload.params, workload.kind, _product(workload)
-    if product is not None and (kind.startswith("conv") or kind == "attention"):
+    if product is not None and (kind in _CONVOLUTIONS or kind == "attention"):
         return f"{kind}:{product.name}"
     if kind in ("add", "mul", "div") and 0 < p["other"] < p["elements"]:
         return f"{kind}:broadcast"
@@ -179,13 +221,14 @@ def extent(workload: Workload) -> tuple[str, float]:
     return ("macs", float(cost.macs)) if cost.macs else ("bytes", float(cost.bytes))
 
 
-def _of(number: int, workload: Workload, units: int) -> Iterator[_Kernel]:
-    product = _product(workload)
-    for passes in _GRADIENTS[workload.gradients]:
+def _of(number: int, workload: Workload, sheet: Sheet) -> Iterator[_Kernel]:
+    product, group = _product(workload), group_of(workload)
+    for passes in _passes(workload):
         arithmetic = _Arithmetic(dtype=_dtype(workload))
         if product is not None:
-            arithmetic = _arithmetic(workload, product, passes, units)
+            arithmetic = _arithmetic(workload, product, passes, sheet)
         yield _Kernel(
+            group,
             number,
             passes,
             *arithmetic,
@@ -195,31 +238,71 @@ def _of(number: int, workload: Workload, units: int) -> Iterator[_Kernel]:
             _steps(workload),
             _launches(workload),
         )
+    if sheet.kind == "cuda" and workload.params.get("bias"):
+        yield from _bias(number, workload, product)
 
 
-def _arithmetic(workload: Workload, product: _Product, passes: int, units: int) -> _Arithmetic:
+def _passes(workload: Workload) -> tuple[int, ...]:
+    """Forward and backward passes, but for those that another does as well, or nobody."""
+    if workload.kind in _VIEWS_BACKWARD:
+        return (0,)
+    if workload.kind in _TWO_GRADIENTS and workload.gradients == "input":
+        return 0, 1, 1
+    passes = _GRADIENTS[workload.gradients]
+    return passes[:2] if workload.kind in _FUSED_BACKWARD else passes
+
+
+def _bias(number: int, workload: Workload, product: _Product | None) -> Iterator[_Kernel]:
+    """Its sum with a convolution's output; its gradient, a sum over all but the channels."""
+    cost, _ = count(workload)
+    p, conv = workload.params, workload.kind in _CONVOLUTIONS
+    if not conv and workload.kind != "linear":
+        return
+    if conv and product is not None and product.name != "depthwise":
+        yield _Kernel(
+            _BROADCAST, number, 0, *_Arithmetic(dtype=_dtype(workload)),
+            bytes_in=cost.bytes_out, bytes_weight=0, bytes_out=cost.bytes_out,
+            layout_bytes=0, planes=0, steps=0, launches=1,
+        )  # fmt: skip
+    if workload.gradients in ("weight", "both"):
+        channels = p["out_channels" if conv else "out_features"]
+        yield _Kernel(
+            group_of(workload), number, PASSES.index("weight"),
+            *_Arithmetic(dtype=_dtype(workload)),
+            bytes_in=cost.bytes_out, bytes_weight=0, bytes_out=channels * workload.itemsize_bytes,
+            layout_bytes=0, planes=0, steps=cost.elements / channels / _THREADS, launches=1,
+        )  # fmt: skip
+
+
+def _arithmetic(workload: Workload, product: _Product, passes: int, sheet: Sheet) -> _Arithmetic:
     name, matrices, m, n, k = product
     macs, dtype = float(count(workload)[0].macs), _dtype(workload)
     if name.startswith("attention"):
         p = workload.params
         causal = p["causal"] and p["q_length"] == p["k_length"]
-        blocks = matrices * -(-m // _ATTENTION_ROWS)
-        filled = 1.0 if name == "attention_decode" else min(1.0, blocks / units)
-        return _Arithmetic(PRODUCTS.index(name), dtype, macs * 0.5 if causal else macs, filled)
+        filled = 1.0
+        if name != "attention_decode":
+            per_matrix = -(-m // _ATTENTION_ROWS)
+            waves = -(-matrices * per_matrix // sheet.units)
+            filled = matrices * m / (waves * sheet.units * _ATTENTION_ROWS)
+        macs *= (0.5 if causal else 1.0) * (_ATTENTION_BACKWARD if passes else 1.0)
+        return _Arithmetic(PRODUCTS.index(name), dtype, macs, filled)
+    tensor, misaligned = dtype > 0 and name in _ON_TENSOR_CORES, False
+    if tensor:
+        inner = workload.params.get("in_channels", k)
+        misaligned = bool(n % _alignment(workload) or inner % _alignment(workload))
+    if name in _ON_ORDINARY_CORES:
+        dtype = 0
     m, n, k = ((m, n, k), (m, k, n), (n, k, m))[passes]
     filled = 1.0
     if name not in ("depthwise", "other"):
-        split = name == "product" or PASSES[passes] == "weight"
-        filled = _filled(matrices, m, n, k, units, _SPLITS if split else (1,))
-    misaligned = False
-    if dtype and name in _ON_TENSOR_CORES:
-        inner = workload.params.get("in_channels", k)
-        misaligned = bool(n % _step(workload) or inner % _step(workload))
+        split = name == "product" or tensor or PASSES[passes] == "weight"
+        filled = _filled(matrices, m, n, k, sheet, split, dtype > 0)
     if name == "product" and min(m, n) <= _THIN:
         name = "thin"
     return _Arithmetic(
         PRODUCTS.index(name),
-        0 if name == "few_channels" else dtype,
+        dtype,
         macs,
         filled,
         misaligned,
@@ -227,7 +310,7 @@ def _arithmetic(workload: Workload, product: _Product, passes: int, units: int) 
     )
 
 
-def _step(workload: Workload) -> int:
+def _alignment(workload: Workload) -> int:
     """Elements in the 16 bytes that tensor cores load at once."""
     return 16 // workload.itemsize_bytes
 
@@ -239,14 +322,14 @@ def _traffic(workload: Workload, passes: int) -> tuple[float, float, float]:
         # as large as the weight, most of it zeros
         p = workload.params
         return cost.bytes_out, 0.0, float(p["vocabulary"] * p["dim"] * workload.itemsize_bytes)
-    share = _read_share(workload) if workload.kind.startswith("conv") else 1.0
+    share = _read_share(workload) if workload.kind in _CONVOLUTIONS else 1.0
     return cost.bytes_in * share, cost.bytes_weight, cost.bytes_out
 
 
 def _layout_bytes(workload: Workload, product: _Product | None) -> float:
     p = workload.params
     if (
-        product is None or not workload.kind.startswith("conv") or product.name in _IN_PLACE
+        product is None or workload.kind not in _CONVOLUTIONS or product.name in _IN_PLACE
         or p["channels_last"] or p["groups"] > 1 or not _dtype(workload)
     ):  # fmt: skip
         return 0.0
@@ -264,6 +347,8 @@ def _dtype(workload: Workload) -> int:
 def _product(workload: Workload) -> _Product | None:
     p, kind = workload.params, workload.kind
     cost, _ = count(workload)
+    if not cost.macs:
+        return None
     if kind == "linear":
         return _Product("product", 1, p["tokens"], p["out_features"], p["in_features"])
     if kind == "matmul":
@@ -275,8 +360,8 @@ def _product(workload: Workload) -> _Product | None:
         return _Product(name, p["batch"] * p["heads"], p["q_length"], p["k_length"], p["head_dim"])
     if kind in _GATES:
         return _Product("recurrent", 1, p["batch"], _GATES[kind] * p["hidden"], p["hidden"])
-    if not kind.startswith("conv"):
-        return _Product("other", 1, 1, 1, 1) if cost.macs else None
+    if kind not in _CONVOLUTIONS:
+        return _Product("other", 1, 1, 1, 1)
     groups = p["groups"]
     inputs, outputs = p["in_channels"] // groups, p["out_channels"] // groups
     kernel = [p[f"kernel_{axis}"] for axis in _AXES if f"kernel_{axis}" in p]
@@ -315,13 +400,20 @@ def _read_share(workload: Workload) -> float:
 
 
 def _filled(
-    matrices: int, rows: float, columns: float, depth: float, units: int, splits: tuple[int, ...]
+    matrices: int,
+    rows: float,
+    columns: float,
+    depth: float,
+    sheet: Sheet,
+    split: bool,
+    tensor_cores: bool,
 ) -> float:
     """Share of the peak that the best tile size reaches, tiles and waves being whole."""
-    best = 0.0
-    for height, width, share in _TILES:
+    best, units = 0.0, sheet.units
+    for height, width, share in _TILES[sheet.kind]:
+        share = share if tensor_cores else share**_ORDINARY
         tiles = matrices * -(-rows // height) * -(-columns // width)
-        for parts in splits:
+        for parts in _SPLITS[sheet.kind] if split else (1,):
             if parts > 1 and depth / parts < _SPLIT_DEPTH:
                 break
             waves = -(-tiles * parts // units)
@@ -332,8 +424,13 @@ def _filled(
 
 
 def _steps(workload: Workload) -> float:
-    """Reductions give a block of threads to a row or plane, pooling one thread to an output."""
+    """Reductions give a block of threads to a row or plane, pooling one thread to an output.
+
+    Bilinear interpolation gives one thread to a pixel, which does all planes of the batch.
+    """
     p, kind = workload.params, workload.kind
+    if kind == "interpolate_bilinear":
+        return _NEIGHBOURS * p["batch"] * p["channels"]
     if kind in ("layer_norm", "rms_norm"):
         return p["dim"] / _THREADS
     if kind == "batch_norm":
@@ -344,11 +441,11 @@ def _steps(workload: Workload) -> float:
         return p["channels"] / p["groups"] * p["spatial"] / _THREADS
     if kind in ("softmax", "log_softmax"):
         return p["dim"] / _THREADS
-    if "pool" in kind:
+    if kind in _POOLS:
         window = 1.0
         for axis in _AXES:
             if f"out_{axis}" in p:
-                window *= p[f"in_{axis}"] / p[f"out_{axis}"]
+                window *= p[f"in_{axis}"] / max(p[f"out_{axis}"], 1)
             else:
                 window *= p.get(f"kernel_{axis}", 1)
         return window
@@ -357,9 +454,9 @@ def _steps(workload: Workload) -> float:
 
 def _launches(workload: Workload) -> float:
     p = workload.params
-    if "hidden" in p:
+    if workload.kind in _GATES:
         return 1 + _STEP_LAUNCH * p["length"] * p["layers"] * (1 + p["bidirectional"])
-    if "tensors" in p:
+    if workload.kind in _OPTIMIZERS:
         return 1 + p["tensors"] / _TENSORS
     return 1
 
@@ -368,7 +465,7 @@ def _planes(workload: Workload) -> int:
     p, kind = workload.params, workload.kind
     if kind in ("layer_norm", "rms_norm"):
         return p["rows"]
-    if kind in ("batch_norm", "instance_norm", "group_norm") or "pool" in kind:
+    if kind in ("batch_norm", "instance_norm", "group_norm") or kind in _POOLS:
         return p["batch"] * p["channels"]
     if kind in ("softmax", "log_softmax"):
         return p["outer"] * p["inner"]
@@ -376,6 +473,6 @@ def _planes(workload: Workload) -> int:
         return p["kept"]
     if kind == "embedding":
         return p["tokens"]
-    if kind.startswith("conv") and 1 < p["groups"] == p["in_channels"]:
+    if kind in _CONVOLUTIONS and 1 < p["groups"] == p["in_channels"]:
         return count(workload)[0].elements // _OUTPUTS
     return 0

@@ -21,11 +21,8 @@ import numpy as np
 from layer_energy.device import local_gpu_name, slugify
 from layer_energy.errors import DatasetError, InvalidInput, ProfileError
 from layer_energy.files import write_text_atomically
-from layer_energy.gpu_law import GpuLaw
-from layer_energy.gpu_sheet import Sheet, sheet_of, sheets
 from layer_energy.law import Law, work
-from layer_energy.layers.base import count
-from layer_energy.layers.memory import GENERIC
+from layer_energy.pooled_law import PooledLaw
 from layer_energy.profile_format import (
     INFERRED,
     SCHEMA_VERSION,
@@ -37,11 +34,11 @@ from layer_energy.profile_format import (
 from layer_energy.regressors import AUTO, Features, Regressor, choose, features, load, make
 from layer_energy.regressors.base import TARGETS
 from layer_energy.regressors.features import Array
+from layer_energy.sheet import Sheet, implied_sheet, sheets
 from layer_energy.workload import (
     LAUNCHES,
     Gradients,
     Measurement,
-    Params,
     Workload,
 )
 
@@ -54,7 +51,10 @@ COVERAGE = 0.9
 
 MIN_ROWS = 20
 POOLED = "pooled"
-"""Name of the fit of all rows of a GPU together."""
+"""Name of the fit of all rows of a device together."""
+
+_POOLED_ROWS = 2000
+"""Rows of layer types with a regressor of their own that the pooled law sees: more do not help."""
 
 FIRST = "nvidia-h200"
 """The measured GPU that others are inferred from, and what a newcomer without one sees first."""
@@ -86,8 +86,8 @@ class Estimate:
         energy_low_j, energy_high_j: 90 % interval of the joules, systematic error of the meter
             not included.
         in_domain: whether all features lie in the fitted range.
-        own_law: ``False`` where the profile has no regressor for the layer type and the bytes moved
-            were priced as a copy.
+        own_law: ``False`` where no row of the layer type was measured, and the law of all others
+            priced it.
         outside: the features that do not, with that range; empty in domain.
         host_s: seconds of the host to launch it eagerly; 0 where no launch is priced apart.
     """
@@ -210,14 +210,15 @@ class EnergyModel:
     Attributes:
         device: name, kind, slug, threads and details of the device.
         dataset: where the rows came from: name, rows, meter, versions.
-        quality: ``"measured"`` if a counter gave all joules, else ``"estimated"`` (or simulated).
+        quality: ``"measured"`` if a counter gave all joules, else ``"estimated"`` (or simulated);
+            ``"inferred"`` where another GPU was measured.
         relative_uncertainty: systematic half-width of those joules.
         assumptions: sentences to print beside every result.
         kinds: layer type, dtype and gradients → fitted regressor.
         totals: mode → how measured whole networks, or their training steps, compare with
             predictions; without a mode in which too few were measured.
         law: where only networks were measured as a whole, what prices every layer type instead.
-        gpu_law: of a GPU, what prices every layer type from all rows together.
+        pooled: what prices, from all rows together, every layer type without an own regressor.
     """
 
     device: dict[str, Any]
@@ -228,7 +229,7 @@ class EnergyModel:
     kinds: dict[str, KindModel]
     totals: dict[str, Totals] = field(default_factory=dict)
     law: Law | None = None
-    gpu_law: GpuLaw | None = None
+    pooled: PooledLaw | None = None
 
     @classmethod
     def fit(cls, dataset: Dataset, regressor: str | None = None) -> EnergyModel:
@@ -236,49 +237,45 @@ class EnergyModel:
 
         Args:
             dataset: measured rows of one device.
-            regressor: ``"pooled"``: one physical law for all rows together, of GPUs in the
-                catalogue, for which it is the default. For others ``"hybrid"`` is; there are
-                ``"physical"``, ``"polynomial"`` (the paper's), and ``"auto"``: per layer type,
-                what extrapolates best on its rows (several times slower).
+            regressor: ``"pooled"``: one physical law for all rows together, the default for GPUs
+                in the catalogue. For others ``"hybrid"`` is: a regressor for each layer type that
+                has ``MIN_ROWS`` rows, the pooled law for the others. Likewise ``"physical"``,
+                ``"polynomial"`` (the paper's), and ``"auto"``: per layer type, what extrapolates
+                best on its rows (several times slower).
 
         Raises:
-            DatasetError: if no layer type has ``MIN_ROWS`` usable rows.
-            InvalidInput: if no regressor has this name, or ``"pooled"`` has no data sheet.
+            DatasetError: if there are fewer than ``MIN_ROWS`` usable rows.
+            InvalidInput: if no regressor has this name.
         """
         sheet = sheets().get(dataset.device.name)
         if regressor is None:
             regressor = "hybrid" if sheet is None else POOLED
-        if regressor == POOLED:
-            return cls._pooled(dataset)
+        usable = [m for m in dataset.measurements if m.usable and "test" not in m.flags]
+        if len(usable) < MIN_ROWS:
+            raise DatasetError(
+                f"the dataset has {len(usable)} usable rows, {MIN_ROWS} are needed; collect more "
+                "with `layer-energy collect`"
+            )
         groups: dict[str, list[Measurement]] = {}
-        for row in dataset.measurements:
-            if row.usable:
-                groups.setdefault(_key(row.workload), []).append(row)
+        for row in usable:
+            groups.setdefault(_key(row.workload), []).append(row)
         kinds = {}
-        for key, every in sorted(groups.items()):
+        for key, every in sorted(groups.items()) if regressor != POOLED else ():
             rows = _steady(every)
             if len(rows) >= MIN_ROWS:
                 x = features([row.workload for row in rows])
                 y = np.array([[row.energy_j, row.time_s] for row in rows])
                 kinds[key] = KindModel.fit(x, y, regressor)
-        if not kinds:
-            raise DatasetError(
-                f"no layer type of the dataset has {MIN_ROWS} usable rows; collect more with "
-                "`layer-energy collect`"
-            )
-        fitted = sum(model.rows for model in kinds.values())
-        return cls(**_origin(dataset, regressor, fitted), kinds=kinds)
-
-    @classmethod
-    def _pooled(cls, dataset: Dataset) -> EnergyModel:
-        rows = [row for row in dataset.measurements if row.usable and "test" not in row.flags]
-        if len(rows) < MIN_ROWS:
-            raise DatasetError(
-                f"the dataset has {len(rows)} usable rows, {MIN_ROWS} are needed; collect more "
-                "with `layer-energy collect`"
-            )
-        law = GpuLaw.calibrated(rows, sheet_of(dataset.device.name))
-        return cls(**_origin(dataset, POOLED, len(rows)), kinds={}, gpu_law=law)
+        few = [row for key, rows in groups.items() if key not in kinds for row in rows]
+        many = [row for key in kinds for row in _steady(groups[key])]
+        chosen = np.random.default_rng(0).permutation(len(many))[:_POOLED_ROWS]
+        rows = [*few, *(many[i] for i in sorted(chosen))]
+        if sheet is None:
+            known = (dataset.provenance.get(key) for key in ("idle_power_w", "max_power_w"))
+            sheet = implied_sheet(dataset.device, rows, *known)
+        fitted = len(few) + sum(model.rows for model in kinds.values())
+        pooled = PooledLaw.calibrated(rows, sheet)
+        return cls(**_origin(dataset, regressor, fitted), kinds=kinds, pooled=pooled)
 
     def calibrate_networks(
         self, ratios: Sequence[tuple[float, float]], mode: str = "inference"
@@ -299,23 +296,29 @@ class EnergyModel:
 
     @property
     def dtypes(self) -> list[str]:
-        """Dtypes that have fitted layer types."""
-        law = self.gpu_law or self.law
-        if law is not None:
-            return law.dtypes
-        return sorted({key.split("/")[1] for key in self.kinds})
+        """Dtypes that were measured."""
+        if self.kinds:
+            return sorted({key.split("/")[1] for key in self.kinds})
+        law = self.pooled or self.law
+        return [] if law is None else law.dtypes
 
     @property
     def layer_types(self) -> list[str]:
         """Layer types that were measured, or ran in the networks that were."""
-        law = self.gpu_law or self.law
-        return sorted({key.split("/")[0] for key in self.kinds}) if law is None else law.kinds
+        law = self.pooled or self.law
+        known = [] if law is None else law.kinds
+        return sorted({key.split("/")[0] for key in self.kinds}.union(known))
+
+    @property
+    def knows_launches(self) -> bool:
+        """Whether eager launches and CUDA graphs have prices of their own."""
+        return not self.kinds and self.pooled is not None and self.pooled.sheet.kind == "cuda"
 
     @property
     def idle_power_w(self) -> float | None:
         """What the device draws without work, as far as that is known."""
-        if self.gpu_law is not None:
-            return self.gpu_law.sheet.idle_w
+        if self.pooled is not None and self.knows_launches:
+            return self.pooled.sheet.idle_w
         known = self.law.coefficients["idle_w"] if self.law else self.dataset.get("idle_power_w")
         return None if known is None else float(known)
 
@@ -328,9 +331,8 @@ class EnergyModel:
     @property
     def trains(self) -> bool:
         """Whether backward passes were measured, without which no training step is priced."""
-        if self.gpu_law is not None:
-            return self.gpu_law.trains
-        return any(not key.endswith("/none") for key in self.kinds)
+        own = any(not key.endswith("/none") for key in self.kinds)
+        return own or (self.pooled is not None and self.pooled.trains)
 
     def waits_at_w(self, launch: str | None) -> float | None:
         """Power at which the device waits for its host, launched so; ``None`` if it need not wait.
@@ -343,8 +345,8 @@ class EnergyModel:
         """
         if launch is not None and launch not in LAUNCHES:
             raise InvalidInput(f"launch must be one of {', '.join(LAUNCHES)}, got {launch!r}")
-        if self.gpu_law is not None:
-            return None if launch == "graph" else self.gpu_law.sheet.idle_w
+        if self.knows_launches:
+            return None if launch == "graph" else self.idle_power_w
         if launch == "graph":
             what = "is of a CPU" if self.device["kind"] == "cpu" else "was fitted on eager networks"
             raise InvalidInput(
@@ -353,12 +355,38 @@ class EnergyModel:
             )
         return None
 
+    def on_host(self, speed: float) -> EnergyModel:
+        """The same GPU, its kernels launched by another host.
+
+        Args:
+            speed: how much faster that host launches than the one of the dataset; 1 is the same.
+
+        Raises:
+            InvalidInput: if it is not a positive number, or launches have no price of their own.
+        """
+        if not 0 < speed < math.inf:
+            raise InvalidInput(f"host_speed must be a positive number, got {speed!r}")
+        if speed == 1:
+            return self
+        if self.pooled is None or not self.knows_launches:
+            raise InvalidInput(
+                "host_speed is for GPUs whose launches were measured; the profile "
+                f"{self.device['slug']} has none. Leave host_speed out, or name another profile"
+            )
+        said = f"the host launches {speed:g} × as fast as that of the dataset: given, not measured"
+        return replace(
+            self,
+            pooled=replace(self.pooled, host_speed=speed),
+            assumptions=(said, *self.assumptions),
+        )
+
     def price(self, workloads: Sequence[Workload]) -> Mapping[Workload, Estimate]:
         """Estimate one execution of each distinct workload.
 
         Args:
-            workloads: give all calls of a network, repetitions included: a profile with a law
-                shares the time in which the device waits for the host among them.
+            workloads: give all calls of a network, repetitions included: a profile fitted on
+                totals of networks shares the time in which the device waits for the host among
+                them. Others leave waiting out; :func:`layer_energy.report.total.total` adds it.
 
         Raises:
             ProfileError: if the profile knows nothing that could price a workload.
@@ -381,46 +409,64 @@ class EnergyModel:
         """
         if self.law is not None:
             return _price_by_law(self.law, networks)
-        if self.gpu_law is not None:
-            return _price_by_gpu_law(self.gpu_law, networks)
         groups: dict[str, list[_Priced]] = {}
+        unlike: list[Workload] = []
         for workload in dict.fromkeys(chain.from_iterable(networks)):
-            priced_as, times = self._stand_in(workload)
-            groups.setdefault(_key(priced_as), []).append((workload, priced_as, times))
-        estimates: dict[Workload, Estimate] = {}
+            found = self._stand_in(workload)
+            if found is None:
+                unlike.append(workload)
+            else:
+                groups.setdefault(_key(found[0]), []).append((workload, *found))
+        estimates = self._price_unlike(unlike)
         for key, group in groups.items():
             estimates |= self._price_kind(key, group)
         return [estimates] * len(networks)
 
-    def _stand_in(self, workload: Workload) -> tuple[Workload, int]:
-        """The workload whose regressor prices this one, and how many of it make this one.
-
-        That is itself, once, wherever it was measured.
-        """
-        kind, params = workload.kind, workload.params
-        if kind == GENERIC:
-            moved = (params["bytes_in"] + params["bytes_out"]) // 2
-            elements = max(1, moved // 4)
-            copies = Workload("copy", Params({"elements": elements, "run": elements}), "float32")
-            return self._stand_in(replace(copies, gradients=workload.gradients))
+    def _stand_in(self, workload: Workload) -> tuple[Workload, int] | None:
+        """Whose regressor prices a workload, and how many of that it counts as."""
         if _key(workload) in self.kinds:
             return workload, 1
+        kind, params = workload.kind, workload.params
         for gradients in _LIKE[workload.gradients]:
             for dtype in (workload.dtype, "float32", *self.dtypes):
                 other = Workload(kind, params, dtype, gradients)
                 if _key(other) in self.kinds:
                     return other, 1
-        if workload.gradients != "none":
-            forward, times = self._stand_in(replace(workload, gradients="none"))
-            return forward, times * PASSES[workload.gradients]
-        if kind != "copy" and any(key.startswith("copy/") for key in self.kinds):
-            elements = max(1, sum(_bytes(workload)) // 8)
-            params = Params({"elements": elements, "run": elements})
-            return self._stand_in(Workload("copy", params, workload.dtype))
-        raise ProfileError(
-            f"the profile {self.device['slug']} has no regressor for {workload.kind} nor for "
-            "copies; collect those layer types and fit again"
-        )
+        if workload.gradients == "none":
+            return None
+        forward = self._stand_in(replace(workload, gradients="none"))
+        return forward and (forward[0], forward[1] * PASSES[workload.gradients])
+
+    def _price_unlike(self, workloads: Sequence[Workload]) -> dict[Workload, Estimate]:
+        """Workloads without a regressor of their own, by the law of all rows together.
+
+        They are priced as in a network: what a layer reads, the one before it wrote.
+        """
+        if not workloads:
+            return {}
+        if self.pooled is None:
+            raise ProfileError(
+                f"the profile {self.device['slug']} has no regressor for {workloads[0].kind} and "
+                "no law for layer types without one; fit it again with `layer-energy fit`"
+            )
+        law, kinds, estimates = self.pooled, {*self.layer_types}, {}
+        prices = law.price(workloads, cached=True)
+        for workload, energy_j, time_s, host_s in zip(
+            workloads, *(values.tolist() for values in prices), strict=True
+        ):
+            outside = law.outside(workload)
+            factor = math.exp(law.half_width[0] * (OUTSIDE_FACTOR if outside else 1.0))
+            estimates[workload] = Estimate(
+                energy_j,
+                time_s,
+                energy_j / factor,
+                energy_j * factor,
+                not outside,
+                workload.kind in kinds,
+                outside,
+                host_s if self.knows_launches else 0.0,
+            )
+        return estimates
 
     def _price_kind(self, key: str, group: Sequence[_Priced]) -> dict[Workload, Estimate]:
         model = self.kinds[key]
@@ -465,14 +511,14 @@ class EnergyModel:
         Raises:
             ProfileError: if this is not the profile of a GPU whose layers were measured.
         """
-        if self.gpu_law is None:
+        if self.pooled is None or not self.knows_launches:
             raise ProfileError(
                 f"the profile {self.device['slug']} has no law of a GPU to carry over; take {FIRST}"
             )
         energy, time = (math.log(_WIDER[target]) for target in TARGETS)
-        half_width = self.gpu_law.half_width
+        half_width = self.pooled.half_width
         law = replace(
-            self.gpu_law,
+            self.pooled,
             sheet=sheet,
             half_width=(half_width[0] + energy, half_width[1] + time),
         )
@@ -489,12 +535,17 @@ class EnergyModel:
         )
         return replace(
             self,
-            device={**self.device, "name": sheet.name, "slug": slugify(sheet.name)},
-            dataset={**self.dataset, "max_power_w": sheet.limit_w},
+            device={
+                **self.device,
+                "name": sheet.name,
+                "slug": slugify(sheet.name),
+                "details": {k: v for k, v in self.device["details"].items() if k == "torch"},
+            },
+            dataset={**self.dataset, "max_power_w": sheet.limit_w, "idle_power_w": sheet.idle_w},
             quality=INFERRED,
             assumptions=(said, *self.assumptions),
             totals=totals,
-            gpu_law=law,
+            pooled=law,
         )
 
     def save(self, path: str | Path) -> None:
@@ -509,7 +560,7 @@ class EnergyModel:
             "totals": {mode: vars(totals) for mode, totals in self.totals.items()},
             "kinds": {key: model.to_dict() for key, model in self.kinds.items()},
             **({"law": self.law.to_dict()} if self.law else {}),
-            **({"gpu_law": self.gpu_law.to_dict()} if self.gpu_law else {}),
+            **({"pooled": self.pooled.to_dict()} if self.pooled else {}),
         }
         text = json.dumps(_rounded(state), separators=(",", ":"), allow_nan=False)
         # one layer type a line: differences between two profiles can be read
@@ -532,7 +583,7 @@ class EnergyModel:
         path = find_profile(profile)
         state = read_profile(path)
         try:
-            return cls(
+            model = cls(
                 device={**state["device"], "slug": str(state["device"]["slug"])},
                 dataset=dict(state["dataset"]),
                 quality=str(state["quality"]),
@@ -540,11 +591,17 @@ class EnergyModel:
                 assumptions=tuple(map(str, state["assumptions"])),
                 kinds={key: KindModel.from_dict(v) for key, v in state["kinds"].items()},
                 totals={mode: Totals.from_dict(v) for mode, v in state["totals"].items()},
-                law=Law.from_dict(state["law"]) if "law" in state else None,
-                gpu_law=GpuLaw.from_dict(state["gpu_law"]) if "gpu_law" in state else None,
+                law=Law.from_dict(state["law"]) if state.get("law") else None,
+                pooled=PooledLaw.from_dict(state["pooled"]) if state.get("pooled") else None,
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if model.pooled is not None and model.pooled.sheet.kind != model.device["kind"]:
+                raise ValueError(f"the law is not of a device of kind {model.device['kind']!r}")
+            return model
+        except _DAMAGE as error:
             raise damaged(path, error) from error
+
+
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
 def conformal_interval(logs: Array) -> tuple[float, float]:
@@ -570,11 +627,22 @@ def load_profile(profile: str | Path | None = None) -> EnergyModel:
     Raises:
         ProfileError: see :meth:`EnergyModel.load`.
     """
-    profile = default_profile() if profile is None else profile
+    if profile is None:
+        return _of_this_machine()
     if str(profile) in _unmeasured_gpus():
         return EnergyModel.load(profile)
     path = find_profile(profile)
     return _read_once(path, path.stat().st_mtime_ns)
+
+
+def _of_this_machine() -> EnergyModel:
+    """The default profile; a GPU here that has none is said."""
+    name, here = default_profile(), local_gpu_name()
+    model = load_profile(name)
+    if here is None or slugify(here) == name:
+        return model
+    said = f"the GPU here, {here}, has no profile: priced as on {model.device['name']}"
+    return replace(model, assumptions=(said, *model.assumptions))
 
 
 @functools.lru_cache(maxsize=8)
@@ -678,31 +746,6 @@ def _price_by_law(
     ]
 
 
-def _price_by_gpu_law(
-    law: GpuLaw, networks: Sequence[Mapping[Workload, int]]
-) -> list[Mapping[Workload, Estimate]]:
-    """As in a network: what a layer reads, the one before it wrote."""
-    distinct = list(dict.fromkeys(chain.from_iterable(networks)))
-    prices, kinds = law.price(distinct, cached=True), {*law.kinds}
-    estimates = {}
-    for workload, energy_j, time_s, host_s in zip(
-        distinct, *(values.tolist() for values in prices), strict=True
-    ):
-        outside = law.outside(workload)
-        factor = math.exp(law.half_width[0] * (OUTSIDE_FACTOR if outside else 1.0))
-        estimates[workload] = Estimate(
-            energy_j,
-            time_s,
-            energy_j / factor,
-            energy_j * factor,
-            not outside,
-            workload.kind in kinds,
-            outside,
-            host_s,
-        )
-    return [estimates] * len(networks)
-
-
 def _origin(dataset: Dataset, regressor: str, rows: int) -> dict[str, Any]:
     """What a profile says of the dataset it was fitted on."""
     provenance, device = dataset.provenance, dataset.device
@@ -737,11 +780,6 @@ def _steady(rows: list[Measurement]) -> list[Measurement]:
 
 def _key(workload: Workload) -> str:
     return f"{workload.kind}/{workload.dtype}/{workload.gradients}"
-
-
-def _bytes(workload: Workload) -> tuple[int, int]:
-    cost, _ = count(workload)
-    return cost.bytes_in + cost.bytes_weight, cost.bytes_out
 
 
 def _bare(log: float) -> float:

@@ -42,6 +42,7 @@ def predict_energy(
     accumulation: int = 1,
     checkpointing: bool | Sequence[str] = False,
     launch: str | None = None,
+    host_speed: float = 1.0,
     strict: bool = False,
     name: str | None = None,
 ) -> EnergyReport:
@@ -59,8 +60,9 @@ def predict_energy(
             Without any, an input is inferred and named in the report.
         kwargs: keyword inputs, as they are.
         batch_size: samples of an inferred input, 1 if not given.
-        device: a profile: the name of a shipped one, a path, or an ``EnergyModel``; the default is
-            the first of :func:`layer_energy.profiles`.
+        device: a profile: the name of a shipped one or of a GPU in the catalogue, a path, or an
+            ``EnergyModel``; the default is the GPU that torch sees, where it is known, else the
+            H200.
         dtype: price as if the model ran in this dtype (``"float32"`` ...); its own if not given.
             ``"bf16-amp"`` and ``"fp16-amp"`` are mixed precision, as ``torch.autocast`` on a GPU.
         mode: ``"inference"``, or ``"training"`` for a training step: forward and backward of
@@ -74,6 +76,8 @@ def predict_energy(
         launch: of a GPU whose launches were measured: ``"eager"`` (if not given), one call of the
             host after the other; or ``"graph"``, as CUDA graphs and
             ``torch.compile(mode="reduce-overhead")`` run, without waiting for the host.
+        host_speed: how much faster your host launches kernels than the one of the profile's
+            dataset: 2 halves the host's time of every call.
         strict: raise instead of pricing unclaimed operations by the bytes they move.
         name: what to call the model in the report.
 
@@ -83,7 +87,7 @@ def predict_energy(
         ProfileError: if the profile is missing, damaged or lacks what was asked.
         UnmodelledOperation: with ``strict``, naming the operations.
     """
-    prices = profile_for(device, dtype)
+    prices = profile_for(device, dtype).on_host(host_speed)
     idle_power_w = prices.waits_at_w(launch)
     step = training_step(
         prices,
@@ -158,7 +162,7 @@ def predict_energy(
         networks=prices.totals_of(mode).count,
         assumptions=assumptions,
         source=source_of(prices),
-        launch="" if prices.gpu_law is None else launch or "eager",
+        launch=(launch or "eager") if prices.knows_launches else "",
         idle_power_w=idle_power_w,
     )
 

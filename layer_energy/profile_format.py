@@ -111,6 +111,10 @@ def _check(state: Mapping[str, Any]) -> None:
     uncertainty = state["relative_uncertainty"]
     if not 0 <= uncertainty <= 1:
         raise ValueError(f"relative_uncertainty is {uncertainty!r}, not from 0 to 1")
+    for name in ("idle_power_w", "max_power_w"):
+        watts = state["dataset"].get(name)
+        if watts is not None and not 0 <= watts <= LARGEST:
+            raise ValueError(f"dataset.{name} is {watts!r}, not a plausible power")
     sentences = state["assumptions"]
     if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
         raise ValueError("assumptions are not a list of sentences")
@@ -121,7 +125,7 @@ def _check(state: Mapping[str, Any]) -> None:
     for key in state["kinds"]:
         if key.count("/") != 2:
             raise ValueError(f"{key!r} is not kind/dtype/gradients")
-    if not state["kinds"] and "law" not in state and "gpu_law" not in state:
+    if not (state["kinds"] or state.get("law") or state.get("pooled")):
         raise ValueError("it prices nothing: no layer types and no law")
 
 

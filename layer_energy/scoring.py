@@ -45,6 +45,7 @@ def score(
     device: str | Path | EnergyModel | None = None,
     dtype: str | None = None,
     launch: str | None = None,
+    host_speed: float = 1.0,
     errors: str = "raise",
 ) -> pd.DataFrame:
     """Predict the energy of one forward pass of each of many networks.
@@ -62,6 +63,7 @@ def score(
         device: as in :func:`layer_energy.predict_energy`.
         dtype: likewise; no mixed precision.
         launch: likewise.
+        host_speed: likewise.
         errors: ``"raise"``, or ``"coerce"``: a candidate that cannot be scored gets a row without
             numbers that says why.
 
@@ -86,7 +88,7 @@ def score(
         raise InvalidInput(f"errors must be 'raise' or 'coerce', got {errors!r}")
     if dtype in AMP:
         raise InvalidInput(f"score prices one dtype, not mixed precision, got {dtype!r}")
-    prices = profile_for(device, dtype)
+    prices = profile_for(device, dtype).on_host(host_speed)
     walks = Walks(args, kwargs, batch_size)
     distinct = _Distinct(dtype)
     rows: list[dict[str, Any]] = []

@@ -46,7 +46,7 @@ def sweep(
         image_size: replaces height and width of the inputs that have four dimensions or more.
         dtype: as in :func:`layer_energy.predict_energy`.
         device: profiles, likewise.
-        options: ``mode``, ``launch``, ``strict``, ``name``, likewise.
+        options: ``mode``, ``launch``, ``host_speed``, ``strict``, ``name``, likewise.
 
     Returns:
         One row a combination: ``model``, ``device``, ``quality``, ``dtype``, ``mode``,

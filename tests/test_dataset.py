@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -347,15 +348,42 @@ def test_saving_what_could_not_be_loaded_writes_nothing(
 
 
 def test_the_package_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order = []
+    order, replace_ = [], Path.replace
 
-    def write(path: Path, text: str) -> None:
-        order.append(path.name)
-        write_text_atomically(path, text)
+    def rename(path: Path, target: Path) -> Path:
+        order.append(target.name)
+        return replace_(path, target)
 
-    monkeypatch.setattr("layer_energy.datapackage.write_text_atomically", write)
+    monkeypatch.setattr(Path, "replace", rename)
     dataset().save(tmp_path)
     assert order == ["conv2d.csv", "relu.csv", "networks.csv", "datapackage.json"]
+
+
+@pytest.mark.parametrize("when", [1, 3])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_an_interrupt_leaves_the_old_dataset_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int, step: str
+) -> None:
+    """Interrupted while files are written it is the old one, while they get their names the new."""
+    dataset().save(tmp_path)
+    new = dataset()
+    new.measurements.pop()
+    where: Any = Path if step == "replace" else os
+    original, calls = getattr(where, step), []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(where, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new.save(tmp_path)
+    monkeypatch.undo()
+    expected = new if step == "replace" else dataset()
+    assert len(Dataset.load(tmp_path).measurements) == len(expected.measurements)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_merge_joins_shards(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from layer_energy import predict_energy
+from layer_energy.device import local_gpu_name
 from layer_energy.errors import ProfileError
-from layer_energy.gpu_sheet import sheet_of, sheets
 from layer_energy.model import (
     EnergyModel,
     default_profile,
@@ -15,6 +16,7 @@ from layer_energy.model import (
     load_profile,
     profiles,
 )
+from layer_energy.sheet import sheet_of, sheets
 
 MODEL = nn.Sequential(nn.Linear(4096, 4096), nn.ReLU())
 H100 = "nvidia-h100-80gb-hbm3"
@@ -41,6 +43,26 @@ def test_the_gpu_at_hand_is_the_default(gpu, expected, monkeypatch):
     assert load_profile().device["slug"].startswith(expected)
 
 
+def test_a_gpu_without_a_profile_is_said(monkeypatch):
+    said = "the GPU here, NVIDIA GeForce GTX 970, has no profile: priced as on NVIDIA H200"
+    monkeypatch.setattr("layer_energy.model.local_gpu_name", lambda: "NVIDIA GeForce GTX 970")
+    assert said in predicted().assumptions
+    assert said not in predicted("nvidia-h200").assumptions
+    monkeypatch.setattr("layer_energy.model.local_gpu_name", lambda: None)
+    assert said not in predicted().assumptions
+
+
+def test_a_gpu_that_cannot_be_asked_is_none(monkeypatch):
+    """As in a forked process, where torch raises."""
+
+    def refuse(index):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", refuse)
+    assert local_gpu_name.__wrapped__() is None
+
+
 def test_a_cpu_has_a_default_of_its_own(monkeypatch):
     monkeypatch.setattr("layer_energy.model.local_gpu_name", lambda: "NVIDIA H200")
     assert default_profile("cpu") == "amd-epyc-2t"
@@ -59,6 +81,10 @@ class TestInferred:
         assert report.device_name == "NVIDIA H100 80GB HBM3"
         assert "INFERRED, from a data sheet" in str(report)
         assert any("was not measured: inferred from" in line for line in report.assumptions)
+        assert "from 40 measured networks of another GPU, widened" in str(report)
+        model = load_profile("nvidia-h20")
+        assert set(model.device["details"]) == {"torch"}
+        assert model.dataset["idle_power_w"] == sheet_of("NVIDIA H20").idle_w
 
     def test_its_interval_is_wider(self):
         (low_a, high_a), (low_b, high_b) = (
@@ -69,7 +95,7 @@ class TestInferred:
 
     def test_the_data_sheets_tell_them_apart(self):
         """Products are as fast on an H100 as on an H200; bytes take longer by the bandwidth."""
-        h200, h100 = (load_profile(name).gpu_law for name in ("nvidia-h200", H100))
+        h200, h100 = (load_profile(name).pooled for name in ("nvidia-h200", H100))
         report = predicted("nvidia-h200", dtype="bfloat16")
         linear, relu = (layer.call.workload for layer in report.layers)
         a, b = (law.price([linear, relu], cached=False) for law in (h200, h100))

@@ -19,8 +19,8 @@ def net(width=16, act=nn.ReLU, extra=False):
     return model
 
 
-def report(device="amd-epyc-2t", **options):
-    return predict_energy(net(**options), (1, 3, 64, 64), device=device)
+def report(device="amd-epyc-2t", launch=None, **options):
+    return predict_energy(net(**options), (1, 3, 64, 64), device=device, launch=launch)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,30 @@ def test_on_two_devices_nothing_cancels(base):
 
 def test_depth_groups_modules():
     a, b = (
-        predict_energy(nn.Sequential(net(width=3), net(width=width)), (1, 3, 64, 64))
+        predict_energy(
+            nn.Sequential(net(width=3), net(width=width)), (1, 3, 64, 64), device="amd-epyc-2t"
+        )
         for width in (16, 32)
     )
     assert [c.path for c in diff(a, b).changes] == ["1.body"]
     assert [c.path for c in diff(a, b, depth=1).changes] == ["1"]
     assert diff(a, b, depth=1).interval_j == pytest.approx(diff(a, b).interval_j)  # stems cancel
+
+
+def test_waiting_for_the_host_is_a_change():
+    """The changes sum to the difference of the totals, which lies in its interval."""
+    wide = report("nvidia-h200", width=32, extra=True)
+    for other in (report("nvidia-h200"), report("nvidia-h200", launch="graph")):
+        difference = diff(other, wide)
+        waiting = next(c for c in difference.changes if c.path == "waiting for the host")
+        assert waiting.energy_j == pytest.approx(wide.waiting_j - other.waiting_j)
+        assert sum(c.energy_j for c in difference.changes) == pytest.approx(difference.energy_j)
+        low_j, high_j = difference.interval_j
+        assert low_j < difference.energy_j < high_j
+    assert "launch graph → eager" in str(difference)
+    assert ", launched as eager" in " ".join(str(difference).split())
+    alike = diff(wide, report("nvidia-h200", width=32, extra=True))
+    assert (alike.changes, alike.interval_j) == ([], (0, 0))
 
 
 def test_texts_say_what_the_numbers_are(base):

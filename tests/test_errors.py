@@ -235,7 +235,7 @@ LINEAR = "linear/float32/none"
         ({"schema_version": "1"}, ["schema '1'", "layer-energy fit DATASET"]),
         ({"schema_version": 1}, ["schema 1, which this version no longer reads", "rebuild it"]),
         ({"schema_version": 3}, ["schema 3, this version reads up to 2; upgrade layer_energy"]),
-        ({"kinds": {}}, ["it prices nothing", "fetch it again or rebuild it with"]),
+        ({"kinds": {}, "pooled": None}, ["it prices nothing", "fetch it again or rebuild it with"]),
         ({"quality": "perfect"}, ["quality is 'perfect', not one of measured, estimated"]),
         ({"relative_uncertainty": -1}, ["relative_uncertainty is -1, not from 0 to 1"]),
         ({"relative_uncertainty": float("nan")}, ["NaN is not a number", "rebuild it"]),

@@ -97,6 +97,19 @@ def test_the_last_step_is_a_whole_one_of_fewer_images(profile, images, accumulat
     assert passes_j + once_j == pytest.approx(whole.energy_j)
 
 
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_an_epoch_of_one_step_is_that_step(batch_size):
+    """Waiting for the host is shared by the passes and the update, so it is counted once."""
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+    options = {"input": (512,), "device": "nvidia-h200"}
+    run = predict_training(model, images=batch_size, epochs=1, batch_size=batch_size, **options)
+    assert run.step.waiting_s > 0
+    assert run.time_s == pytest.approx(run.step.time_s)
+    assert run.energy_j == pytest.approx(run.step.energy_j)
+    assert run.interval_j == pytest.approx(run.step.interval_j)
+    assert run.to_dict()["step_waiting_for_host_s"] == run.step.waiting_s
+
+
 def test_a_slow_loader_costs_time_and_idle_power(profile, forecast):
     slow = predict_training(
         model(), input=(3, 8, 8), device=profile, optimizer="sgd", loading_images_per_s=100.0, **RUN

@@ -239,6 +239,49 @@ class TestBadLogs:
         with pytest.raises(DatasetError, match="no plan of a campaign"):
             dataset_from_logs(tmp_path)
 
+    def test_what_another_log_of_the_plan_measured_stays_given_up(self, tmp_path):
+        """B1 gave up rows; a log with one of them measured takes it out of the salvaged ones."""
+        (tmp_path / RAW).mkdir()
+        for name in (B1, "first-contact.plan.json.gz"):
+            shutil.copy(H200 / RAW / name, tmp_path / RAW)
+        dataset, (run,) = dataset_from_logs(tmp_path)
+        row_id = next(m.row_id for m in dataset.measurements if "host_paused" in m.flags)
+        measured = next(line for line in parse(B1) if line["what"] == "row")
+        measured["row"]["row_id"] = row_id
+        log = [line for line in parse(B1) if line["what"] in ("device", "sensor")] + [measured]
+        text = "\n".join(map(json.dumps, log)) + "\n"
+        (tmp_path / RAW / "first-contact.B9.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+        again, runs = dataset_from_logs(tmp_path)
+        assert [r.salvaged for r in runs] == [run.salvaged - 1, 0]
+        (row,) = (m for m in again.measurements if m.row_id == row_id)
+        assert "host_paused" not in row.flags
+
+    @pytest.mark.parametrize(
+        ("what", "change", "message"),
+        [
+            ("dropped", {"executions": 0}, "ZeroDivisionError"),
+            ("dropped", {"after": {"power_w": 1.0, "power_cap_s": "never"}}, "power_cap_s"),
+            ("sensor", {"limit": "abc"}, "limit must be a finite"),
+        ],
+    )
+    def test_numbers_that_cannot_be_are_refused(self, tmp_path, what, change, message):
+        (tmp_path / RAW).mkdir()
+        shutil.copy(H200 / RAW / "first-contact.plan.json.gz", tmp_path / RAW)
+        log = parse(B1)
+        for line in log:
+            if line["what"] == what:
+                (line["raw"] if what == "dropped" else line).update(change)
+        text = "\n".join(map(json.dumps, log)) + "\n"
+        (tmp_path / RAW / B1).write_bytes(gzip.compress(text.encode()))
+        with pytest.raises(DatasetError, match=message):
+            dataset_from_logs(tmp_path)
+
+    def test_a_line_nested_too_deep_is_named(self, tmp_path):
+        path = tmp_path / "deep.jsonl.gz"
+        path.write_bytes(gzip.compress(b'{"a": ' + b"[" * 99999 + b"\n{}\n"))
+        with pytest.raises(DatasetError, match="line 1 is no JSON object"):
+            lines(path)
+
     def test_a_launch_that_does_not_exist_is_refused(self, h200, tmp_path):
         dataset, _ = h200
         wrong = replace(dataset.networks[0], launch="sideways")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from layer_energy.cli import app
 from layer_energy.dataset import Dataset
 from layer_energy.errors import InvalidInput
 from layer_energy.evaluate import evaluate_networks, fit_profile
-from layer_energy.gpu_law import HOST_OVERHEAD
 from layer_energy.model import EnergyModel
+from layer_energy.pooled_law import HOST_OVERHEAD
 from layer_energy.report.report import WAITING
 from layer_energy.training.predict import predict_training
 
@@ -67,13 +68,21 @@ class TestReport:
         assert low_j < predicted().energy_j < high_j
         assert low_j > predicted("graph").energy_j
 
+    def test_a_faster_host_waits_less(self):
+        """Closed form: the host sets the pace, so twice its speed halves the time."""
+        ours, theirs = predicted(), predicted(host_speed=2.0)
+        assert theirs.time_s == pytest.approx(ours.time_s / 2, rel=0.01)
+        assert "the host launches 2 × as fast as that of the dataset" in str(theirs)
+        assert predicted("graph", host_speed=2.0).time_s == predicted("graph").time_s
+        assert predicted(host_speed=1.0).assumptions == ours.assumptions
+
     def test_large_batches_do_not_wait(self):
         large = predict_energy(small(), (2**20, 64), device=H200)
         assert large.waiting_s < 1e-3 * large.time_s
         assert "hardly waits" in str(large)
 
     def test_every_layer_draws_between_idle_and_the_limit(self):
-        sheet = EnergyModel.load(H200).gpu_law.sheet
+        sheet = EnergyModel.load(H200).pooled.sheet
         for layer in predicted().layers:
             power_w = layer.estimate.energy_j / layer.estimate.time_s
             assert sheet.idle_w <= power_w <= 1.06 * sheet.limit_w
@@ -101,6 +110,39 @@ class TestEverywhere:
             for launch in ("eager", "graph")
         ]
         assert runs[0].energy_j > 2 * runs[1].energy_j
+
+    def test_all_take_a_host_of_another_speed(self):
+        theirs = predicted(host_speed=3.0).time_s
+        options = {"device": H200, "host_speed": 3.0}
+        assert score([small()], (4, 64), **options)["time_s"][0] == pytest.approx(theirs)
+        swept = sweep(small(), (4, 64), device=[H200], host_speed=3.0)
+        assert swept["time_s"][0] == pytest.approx(theirs)
+        slow, fast = (compare("alexnet", H200, host_speed=x)["time_s"][0] for x in (1.0, 3.0))
+        assert fast < slow
+        slow, fast = (
+            predict_training(
+                small(), images=4, epochs=1, batch_size=4, input=(64,), device=H200, host_speed=x
+            ).time_s
+            for x in (1.0, 3.0)
+        )
+        assert fast < slow / 2
+        line = ["predict", "alexnet", "--device", H200, "--json", "--host-speed", "3"]
+        assert any(
+            "3 ×" in said
+            for said in json.loads(CliRunner().invoke(app, line).stdout)["assumptions"]
+        )
+
+    @pytest.mark.parametrize("speed", [0.0, -1.0, float("inf"), float("nan")])
+    def test_a_host_has_a_positive_speed(self, speed):
+        with pytest.raises(InvalidInput, match="host_speed must be a positive number"):
+            predicted(host_speed=speed)
+
+    def test_a_cpu_has_no_host(self):
+        with pytest.raises(InvalidInput, match="amd-epyc-2t has none"):
+            predict_energy(small(), (4, 64), device="amd-epyc-2t", host_speed=2.0)
+
+    def test_graphs_are_compared_where_they_are_known(self):
+        assert {*compare("alexnet", launch="graph")["device"]} == {H200}
 
     def test_on_the_command_line(self):
         line = ["predict", "alexnet", "--device", H200, "--json", "--launch"]
@@ -141,6 +183,12 @@ class TestProfile:
         change = [ours[w].energy_j / theirs[w].energy_j - 1 for w in workloads]
         assert np.abs(change).max() < 0.02
         assert rebuilt.totals["inference"].count == 40
+
+    def test_regressors_per_layer_type_leave_graphs_out(self, dataset):
+        graphs = [n for n in dataset.networks if n.launch == "graph"][:1]
+        model = fit_profile(replace(dataset, networks=graphs), "physical")
+        assert not model.knows_launches
+        assert evaluate_networks(graphs, model).empty
 
     def test_networks_are_predicted(self, dataset):
         table = evaluate_networks(dataset.networks, EnergyModel.load(H200))

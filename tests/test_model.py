@@ -57,7 +57,7 @@ def test_outside_the_fitted_range_is_flagged_with_the_feature_and_its_range(mode
     assert estimate.energy_high_j / estimate.energy_j > inside.energy_high_j / inside.energy_j
 
 
-def test_what_was_not_measured_is_priced_by_its_bytes_and_flagged(model):
+def test_what_was_not_measured_is_priced_by_all_other_rows_and_flagged(model):
     unknown = Workload("generic", Params({"bytes_in": 4000, "bytes_out": 4000}))
     other = workload("tanh", elements=1000, in_place=0)
     longs = workload("relu", dtype="int64", elements=1000, in_place=0)
@@ -65,7 +65,22 @@ def test_what_was_not_measured_is_priced_by_its_bytes_and_flagged(model):
     for w in (unknown, other, longs):
         assert not prices[w].in_domain
         assert prices[w].time_s == pytest.approx(true_time_s(w), rel=0.3)
-    assert "was not measured" in prices[other].outside
+    assert "no row of tanh/float32/none was measured" in prices[other].outside
+    assert "relu/int64/none was not measured; priced as relu/float32" in prices[longs].outside
+    assert [prices[w].own_law for w in (unknown, other, longs)] == [False, False, True]
+
+
+def test_few_rows_of_many_layer_types_price_them_all():
+    """Eight rows of a type are too few for a regressor of its own, and enough for the law."""
+    kinds = ("relu", "linear", "conv2d", "batch_norm", "max_pool2d", "add")
+    model = EnergyModel.fit(make_dataset(dict.fromkeys(kinds, 8)))
+    assert not model.kinds
+    assert model.layer_types == sorted(kinds)
+    fresh = make_dataset(dict.fromkeys(kinds, 20), seed=7).measurements
+    prices = model.price([m.workload for m in fresh])
+    errors = [abs(np.log(prices[m.workload].time_s / m.time_s)) for m in fresh]
+    assert np.median(errors) < 0.2
+    assert all(prices[m.workload].own_law for m in fresh)
 
 
 @pytest.mark.parametrize(("steady", "heeded"), [(40, False), (39, True)])
@@ -78,13 +93,13 @@ def test_rows_beside_slow_references_are_left_out_where_enough_remain(steady, he
     mixed = Dataset([*dataset.measurements[:steady], *slow], DEVICE)
     alone = EnergyModel.fit(Dataset(dataset.measurements[:steady], DEVICE))
     works = [m.workload for m in make_dataset({"linear": 20}, seed=3).measurements]
-    expected = alone.price(works)
-    same = [EnergyModel.fit(mixed).price(works)[w] == expected[w] for w in works]
+    expected, found = alone.price(works), EnergyModel.fit(mixed).price(works)
+    same = [found[w] == expected[w] for w in works]
     assert not any(same) if heeded else all(same)
 
 
 def test_too_few_rows():
-    with pytest.raises(DatasetError, match="20 usable rows"):
+    with pytest.raises(DatasetError, match="has 5 usable rows, 20 are needed"):
         EnergyModel.fit(make_dataset({"relu": 5}))
     with pytest.raises(DatasetError, match="layer-energy collect"):
         EnergyModel.fit(Dataset([], DEVICE))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from layer_energy.carbon import grid_intensity
 from layer_energy.cli.base import CarbonIntensity, Country, Json, app, err, out, print_json
-from layer_energy.cli.predict import LaunchOption
+from layer_energy.cli.predict import HostSpeed, LaunchOption
 from layer_energy.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def compare(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples a pass.")] = 1,
     dtype: Annotated[str | None, typer.Option(help="Price as if run in this dtype.")] = None,
     launch: LaunchOption = None,
+    host_speed: HostSpeed = 1.0,
     front: Annotated[
         bool, typer.Option("--front", help="Print only what no other choice on its device beats.")
     ] = False,
@@ -61,6 +62,7 @@ def compare(
             batch_size=batch_size,
             dtype=dtype,
             launch=launch,
+            host_speed=host_speed,
             intensity=intensity,
             on_model=lambda name: status.update(f"walking {escape(name)}"),
         )

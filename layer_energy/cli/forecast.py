@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layer_energy.cli.base import Json, app, out, parse_inputs, print_json
-from layer_energy.cli.predict import Dtype, LaunchOption, ModelName, Profile
+from layer_energy.cli.predict import Dtype, HostSpeed, LaunchOption, ModelName, Profile
 from layer_energy.errors import InvalidInput
 from layer_energy.units import WORLD_INTENSITY_G_PER_KWH
 
@@ -37,6 +37,7 @@ def predict_training(
     device: Profile = None,
     dtype: Dtype = None,
     launch: LaunchOption = None,
+    host_speed: HostSpeed = 1.0,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adamw",
     accumulation: Annotated[int, typer.Option(help="Batches per step of the optimizer.")] = 1,
     checkpointing: Annotated[
@@ -85,6 +86,7 @@ def predict_training(
             device=device,
             dtype=dtype,
             launch=launch,
+            host_speed=host_speed,
             optimizer=optimizer,
             accumulation=accumulation,
             checkpointing=checkpointing,

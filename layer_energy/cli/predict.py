@@ -45,6 +45,10 @@ LaunchOption = Annotated[
     str | None,
     typer.Option("--launch", help="Of a GPU: eager (if not given) or graph, as CUDA graphs run."),
 ]
+HostSpeed = Annotated[
+    float,
+    typer.Option("--host-speed", help="Of a GPU: your host launches this much faster than ours."),
+]
 Dtype = Annotated[str | None, typer.Option(help="Price as if run in this dtype.")]
 Mode = Annotated[str, typer.Option(help="inference or training.")]
 
@@ -60,6 +64,7 @@ def predict(
     dtype: Dtype = None,
     mode: Mode = "inference",
     launch: LaunchOption = None,
+    host_speed: HostSpeed = 1.0,
     optimizer: Annotated[
         str | None, typer.Option(help="Of a training step: sgd, adam or adamw (if not given).")
     ] = None,
@@ -112,6 +117,7 @@ def predict(
         dtype=dtype,
         mode=mode,
         launch=launch,
+        host_speed=host_speed,
         optimizer=optimizer,
         accumulation=accumulation,
         checkpointing=checkpointing,
@@ -164,6 +170,7 @@ def predicted(
     dtype: str | None = None,
     mode: str = "inference",
     launch: str | None = None,
+    host_speed: float = 1.0,
     frozen_backbone: bool = False,
     strict: bool = False,
     **step: Any,
@@ -186,8 +193,9 @@ def predicted(
         frozen_backbone=frozen_backbone,
     )
     return predict_energy(
-        trace, name=model, device=device, dtype=dtype, mode=mode, launch=launch, strict=strict
-    )
+        trace, name=model, device=device, dtype=dtype, mode=mode, launch=launch,
+        host_speed=host_speed, strict=strict,
+    )  # fmt: skip
 
 
 def inputs_of(model: str, texts: list[str] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

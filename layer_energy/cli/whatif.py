@@ -16,6 +16,7 @@ from rich.text import Text
 from layer_energy.cli.base import Json, app, out, print_json
 from layer_energy.cli.predict import (
     Dtype,
+    HostSpeed,
     Input,
     LaunchOption,
     Mode,
@@ -65,6 +66,7 @@ def sweep(
     device: Annotated[str | None, typer.Option(help="Profiles: names or .json files.")] = None,
     mode: Mode = "inference",
     launch: LaunchOption = None,
+    host_speed: HostSpeed = 1.0,
     joule_budget: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +98,7 @@ def sweep(
         held = {name: _only(name, values) for name, values in axes.items() if values}
         found = largest_within(
             build_model(model), budget_j, *args, varied=largest, kwargs=kwargs, mode=mode,
-            launch=launch, name=model, **held,
+            launch=launch, host_speed=host_speed, name=model, **held,
         )  # fmt: skip
         low_j, high_j = found.report.interval_j
         result = {
@@ -117,7 +119,14 @@ def sweep(
         )
         return
     frame = swept(
-        build_model(model), *args, kwargs=kwargs, mode=mode, launch=launch, name=model, **axes
+        build_model(model),
+        *args,
+        kwargs=kwargs,
+        mode=mode,
+        launch=launch,
+        host_speed=host_speed,
+        name=model,
+        **axes,
     )
     if csv:
         write_text_atomically(csv, frame.to_csv(index=False))

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from layer_energy.report.report import EnergyReport, LayerEstimate
+from layer_energy.report.report import WAITING, EnergyReport, LayerEstimate
 from layer_energy.report.text import ORIGINS, WIDTH, interval
 from layer_energy.units import si
 
@@ -29,7 +29,8 @@ class Change:
     """A module whose joules differ.
 
     Attributes:
-        path: of the module; ``""`` is the model itself.
+        path: of the module; ``""`` is the model itself. ``WAITING`` is none: what a GPU draws while
+            it waits for its host.
         energy_a_j, energy_b_j: predicted joules in either report, 0 where the module is missing.
         energy_j: the second less the first.
         energy_low_j, energy_high_j: 90 % interval of that difference.
@@ -99,6 +100,7 @@ class ReportDifference:
             f"{name}  {r.model}  {r.mode}, {r.dtype}, batch {r.batch_size}, input {r.input}, "
             f"predicted for {r.device_name} (profile {r.device}), joules "
             f"{ORIGINS.get(r.quality, r.quality.upper())}, ±{r.relative_uncertainty:.0%}"
+            + (f", launched as {r.launch}" if r.launch else "")
             for name, r in (("A", self.a), ("B", self.b))
         ]
         table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
@@ -146,8 +148,18 @@ def diff(a: EnergyReport, b: EnergyReport, depth: int | None = None) -> ReportDi
         before, after = ours.get(path, []), theirs.get(path, [])
         if _priced(before) != _priced(after):
             changes.append(_change(path, before, after, a, b, same_gain))
+    changed = len(changes)
+    if a.waiting_j != b.waiting_j:
+        changes.append(_waiting(a, b))
     changes.sort(key=lambda change: -abs(change.energy_j))
-    return ReportDifference(a, b, changes, len(paths) - len(changes))
+    return ReportDifference(a, b, changes, len(paths) - changed)
+
+
+def _waiting(a: EnergyReport, b: EnergyReport) -> Change:
+    (low_a, high_a), (low_b, high_b) = a.waiting_interval_j, b.waiting_interval_j
+    energy_j = b.waiting_j - a.waiting_j
+    what = f"launch {a.launch} → {b.launch}" if a.launch != b.launch else "other kernels to launch"
+    return Change(WAITING, a.waiting_j, b.waiting_j, energy_j, low_b - high_a, high_b - low_a, what)
 
 
 def _modules(report: EnergyReport, depth: int | None) -> dict[str, list[LayerEstimate]]:

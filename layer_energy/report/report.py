@@ -73,7 +73,8 @@ class EnergyReport:
         input: shapes it was walked with.
         layers: every operation, in order.
         quality: ``"measured"`` if the profile was fitted on a counter's joules, ``"estimated"`` if
-            on time × an assumed power. The report itself is a prediction either way.
+            on time × an assumed power, ``"inferred"`` if another GPU was measured. The report
+            itself is a prediction either way.
         relative_uncertainty: systematic half-width of the joules of the profile's device.
         network_ratio: quantiles of measured over predicted whole networks; empty if none.
         networks: how many networks those are from.
@@ -127,6 +128,11 @@ class EnergyReport:
     def waiting_j(self) -> float:
         """Joules of ``energy_j`` that it draws meanwhile, at idle power."""
         return self._totals.waiting_j
+
+    @property
+    def waiting_interval_j(self) -> tuple[float, float]:
+        """90 % interval of ``waiting_j``."""
+        return self._totals.waiting_low_j, self._totals.waiting_high_j
 
     @property
     def interval_j(self) -> tuple[float, float]:
@@ -212,12 +218,16 @@ class EnergyReport:
                 energy_j / self.energy_j if self.energy_j else 0.0,
             )
         if self.waiting_s:
-            low, high = widened(self.waiting_j, self.waiting_j, self.relative_uncertainty)
             share = self.waiting_j / self.energy_j
-            yield Share(WAITING, 0, 0, self.waiting_j, low, high, self.waiting_s, share)
+            interval = self.waiting_interval_j
+            yield Share(WAITING, 0, 0, self.waiting_j, *interval, self.waiting_s, share)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an operation: where it is, what it is, what it costs."""
+        """One row an operation: where it is, what it is, what it costs.
+
+        What a GPU draws while it waits for its host is no operation: the rows sum to ``energy_j``
+        less ``waiting_j``.
+        """
         import pandas as pd
 
         return pd.DataFrame([self.row(layer) for layer in self.layers])

@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from layer_energy.profile_format import INFERRED
 from layer_energy.units import energy_wh, si
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def notes(report: EnergyReport) -> list[str]:
         + _costliest_outside(report),
         (
             f"interval of the total: from {report.networks} measured networks"
+            + (" of another GPU, widened" if report.quality == INFERRED else "")
             if report.network_ratio
             else "interval of the total: sum of the layers' intervals"
         ),

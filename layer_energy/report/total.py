@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from layer_energy.gpu_law import waiting_s
 from layer_energy.model import Estimate
+from layer_energy.pooled_law import waiting_s
 
 
 class Totals(NamedTuple):
@@ -19,6 +19,7 @@ class Totals(NamedTuple):
         coverage: share of the joules from operations with a model of their own.
         in_domain: share of the joules priced inside the fitted range of every feature.
         waiting_s, waiting_j: of these, what a GPU waits for its host.
+        waiting_low_j, waiting_high_j: 90 % interval of those joules.
     """
 
     energy_j: float
@@ -29,6 +30,12 @@ class Totals(NamedTuple):
     in_domain: float
     waiting_s: float
     waiting_j: float
+    waiting_low_j: float
+    waiting_high_j: float
+
+
+_HOST_FACTOR = 1.3
+"""Hosts took up to so much more or less than the sum of their calls, in networks on an H200."""
 
 
 def total(
@@ -70,9 +77,9 @@ def total(
             high += calls * estimate.energy_high_j
     gap_s = 0.0 if idle_power_w is None else waiting_s(time_s, host_s)
     gap_j = gap_s * (idle_power_w or 0.0)
-    low += gap_j * (ratio_low if calibrated else 1.0)
-    high += gap_j * (ratio_high if calibrated else 1.0)
-    low, high = widened(low, high, relative_uncertainty)
+    gap_low_j = gap_j * (ratio_low if calibrated else 1 / _HOST_FACTOR)
+    gap_high_j = gap_j * (ratio_high if calibrated else _HOST_FACTOR)
+    low, high = widened(low + gap_low_j, high + gap_high_j, relative_uncertainty)
     return Totals(
         energy_j + gap_j,
         time_s + gap_s,
@@ -82,6 +89,7 @@ def total(
         inside_j / energy_j if energy_j else 1.0,
         gap_s,
         gap_j,
+        *widened(gap_low_j, gap_high_j, relative_uncertainty),
     )
 
 

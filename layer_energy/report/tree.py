@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -82,12 +83,15 @@ def folded_stacks(report: EnergyReport) -> str:
     """One line a stack, ``model;module;operation nanojoules``, as flame-graph tools read them."""
     stacks: dict[str, float] = {}
     for layer in report.layers:
-        frames = [report.model, *_modules(layer.call.path), layer.call.op]
-        stack = ";".join(" ".join(frame.replace(";", ":").split()) for frame in frames)
+        stack = _stack([report.model, *_modules(layer.call.path), layer.call.op])
         stacks[stack] = stacks.get(stack, 0.0) + layer.estimate.energy_j
     if report.waiting_j:
-        stacks[f"{report.model};{WAITING}"] = report.waiting_j
+        stacks[_stack([report.model, WAITING])] = report.waiting_j
     return "".join(f"{stack} {round(energy_j * 1e9)}\n" for stack, energy_j in stacks.items())
+
+
+def _stack(frames: Iterable[str]) -> str:
+    return ";".join(" ".join(frame.replace(";", ":").split()) for frame in frames)
 
 
 def _modules(path: str) -> list[str]:

@@ -118,12 +118,14 @@ class TrainingForecast:
         return money(self.energy_j, self.price_per_kwh)
 
     def per_epoch(self, of: Callable[[EnergyReport], float]) -> float:
-        """Something that layers add up to, summed over an epoch's steps and validation."""
+        """Something that layers and waiting add up to, over an epoch's steps and validation."""
         return self._in_training(of) + self._in_validation(of)
 
     def _in_training(self, of: Callable[[EnergyReport], float]) -> float:
         passes, update = self._parts_of_step
-        return self.images / self.step.batch_size * of(passes) + self.steps * of(update)
+        waiting = of(self.step) - of(passes) - of(update)
+        full_steps = self.images / self.step.batch_size
+        return full_steps * (of(passes) + waiting) + self.steps * of(update)
 
     def _in_validation(self, of: Callable[[EnergyReport], float]) -> float:
         if self.validation is None:
@@ -132,13 +134,14 @@ class TrainingForecast:
 
     @cached_property
     def _parts_of_step(self) -> tuple[EnergyReport, EnergyReport]:
-        """What a step does for its images, and what it does once for all of them."""
+        """What a step does for its images, and once for all of them; both without waiting."""
         passes: list[LayerEstimate] = []
         update: list[LayerEstimate] = []
         for layer in self.step.layers:
             once = layer.call.path in (OPTIMIZER, ACCUMULATION)
             (update if once else passes).append(layer)
-        return replace(self.step, layers=passes), replace(self.step, layers=update)
+        alone = replace(self.step, idle_power_w=None)
+        return replace(alone, layers=passes), replace(alone, layers=update)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -162,6 +165,9 @@ class TrainingForecast:
             "image_energy_j": self.image_energy_j,
             "step_energy_j": self.step.energy_j,
             "step_time_s": self.step.time_s,
+            "launch": self.step.launch,
+            "step_waiting_for_host_s": self.step.waiting_s,
+            "step_waiting_for_host_j": self.step.waiting_j,
             "validation_pass_energy_j": self.validation.energy_j if self.validation else None,
             "waiting_time_s": self.epochs * self.waiting_time_s,
             "waiting_energy_j": self.epochs * self.waiting_energy_j,

@@ -43,6 +43,7 @@ def predict_training(
     accumulation: int = 1,
     checkpointing: bool | Sequence[str] = False,
     launch: str | None = None,
+    host_speed: float = 1.0,
     loading_images_per_s: float = math.inf,
     idle_power_w: float | None = None,
     max_power_w: float | None = None,
@@ -74,6 +75,7 @@ def predict_training(
         accumulation: likewise.
         checkpointing: likewise.
         launch: likewise.
+        host_speed: likewise.
         loading_images_per_s: what the data loader delivers; if that is less than the device could
             take, it waits, and draws its idle power.
         idle_power_w: that; the profile's if it knows it.
@@ -103,6 +105,7 @@ def predict_training(
             f"{intensity_g_per_kwh} and {price_per_kwh}"
         )
     prices = device if isinstance(device, EnergyModel) else load_profile(device)
+    prices = prices.on_host(host_speed)
     args = () if input is None else (batched(input, batch_size),)
     keywords = {key: batched(value, batch_size) for key, value in (kwargs or {}).items()}
     common: dict[str, Any] = {

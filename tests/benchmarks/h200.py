@@ -18,11 +18,11 @@ from scipy.optimize import nnls
 
 from layer_energy.dataset import Dataset
 from layer_energy.evaluate import evaluate_networks
-from layer_energy.gpu_law import GpuLaw
 from layer_energy.layers.base import count
 from layer_energy.model import PASSES, EnergyModel
 from layer_energy.models import build_model
 from layer_energy.networks import in_dtype, traced
+from layer_energy.pooled_law import PooledLaw
 from layer_energy.walk import parse_shape
 from layer_energy.workload import NetworkMeasurement
 
@@ -40,8 +40,8 @@ METHODS = {
 def table() -> pd.DataFrame:
     """A row a network and launch: measured, and predicted by each of ``METHODS``."""
     dataset, model = Dataset.load(ROOT / "datasets" / NAME), EnergyModel.load(NAME)
-    assert model.gpu_law is not None
-    sheet = replace(model, gpu_law=GpuLaw.fit([], model.gpu_law.sheet))
+    assert model.pooled is not None
+    sheet = replace(model, pooled=PooledLaw.fit([], model.pooled.sheet))
     parts = []
     for training in (False, True):
         rows = evaluate_networks(dataset.networks, model, training=training)
@@ -109,8 +109,8 @@ def main() -> None:
     """Print every network, rows flagged ``test``, and the table."""
     dataset, model = Dataset.load(ROOT / "datasets" / NAME), EnergyModel.load(NAME)
     judged = [m for m in dataset.measurements if m.usable and "test" in m.flags]
-    assert model.gpu_law is not None
-    prices = model.gpu_law.price([m.workload for m in judged], cached=False)
+    assert model.pooled is not None
+    prices = model.pooled.price([m.workload for m in judged], cached=False)
     measured = np.array([[m.energy_j, m.time_s] for m in judged])
     apart = np.stack([prices.energy_j, prices.time_s], axis=1) / measured - 1
     joules, seconds = (_spread(pd.Series(apart[:, i])) for i in (0, 1))

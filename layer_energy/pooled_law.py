@@ -1,6 +1,6 @@
-"""One physical law for all layer types of a GPU, fitted on few rows of many of them at once.
+"""One physical law for all layer types of a device, fitted on few rows of many of them at once.
 
-A regressor per layer type needs hundreds of rows of each. Here all rows share the coefficients of
+A regressor per layer type needs dozens of rows of each. Here all rows share the coefficients of
 the device, and whatever is peculiar to a layer type, a product, a dtype or a pass is a *deviation*
 from them, a factor whose logarithm is pulled towards zero: with few rows it stays there, with many
 it follows them (ridge regression, equivalently a normal prior whose standard deviations stand in
@@ -42,7 +42,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from layer_energy.gpu_sheet import Sheet, sheet_from_dict
 from layer_energy.kernels import (
     DTYPES,
     PASSES,
@@ -55,6 +54,7 @@ from layer_energy.kernels import (
     kernels,
 )
 from layer_energy.profile_format import LARGEST, finite, half_width
+from layer_energy.sheet import Sheet, sheet_from_dict
 from layer_energy.workload import Gradients, Measurement, Workload
 
 _T, _D, _P = len(DTYPES), len(PRODUCTS), len(PASSES)
@@ -75,20 +75,44 @@ _POWER = {
 }  # fmt: skip
 """Deviation → shape, and standard deviation of its logarithm."""
 
-_STRENGTH = {"time": 0.25, "power": 0.07}
+_STRENGTH = {"time": 0.35, "power": 0.07}
 """Weight of a deviation of one standard deviation beside a row's error of one (in the log)."""
 
-_SLOWER = {"depthwise": 2.5, "grouped": 0.5, "attention_fallback": 1.5, "other": 0.5}
-"""Logarithm of how far products stay below the peak of dense ones."""
 
+class _Start(NamedTuple):
+    """Where the fit of a kind of device starts.
+
+    Attributes:
+        serial_s: seconds of one multiply-accumulate after the other.
+        plane_s, plane_j: seconds and joules of a row or plane.
+        step_s: seconds of an element that one thread works off after the other.
+        launch_s: seconds of a launch or call.
+        slower: product → logarithm of how far it stays below the peak of dense ones.
+    """
+
+    serial_s: float
+    plane_s: float
+    plane_j: float
+    step_s: float
+    launch_s: float
+    slower: Mapping[str, float]
+
+
+_START = {
+    "cuda": _Start(
+        3e-9, 3e-10, 1e-8, 2e-8, 1.3e-6,
+        {"depthwise": 1.5, "grouped": 1.2, "attention_fallback": 1.5, "other": 0.5},
+    ),
+    "cpu": _Start(1e-12, 3e-9, 1e-8, 2e-9, 6e-6, {}),
+}  # fmt: skip
 _MISALIGNED, _BACKWARD = 0.5, 0.5
-_SERIAL_S, _PLANE_S, _LAUNCH_S, _ORDER = 3e-9, 3e-10, 1.3e-6, 1.5
-_PLANE_J = 1e-8
-_STEP_S = 2e-8
+_ORDER = 1.5
 _TINY = 1e-15
 """Seconds that keep the roots' derivatives finite."""
 
-_BUSY_W, _RAMP_S, _WASTE = 20.0, 1e-5, 0.2
+_BUSY, _RAMP_S, _WASTE = 0.0347, 1e-5, 0.2
+"""``_BUSY`` is a share of what lies between idle power and limit."""
+
 _LAYOUT_J = 2.0
 """Joules of a byte copied between layouts, in those of a byte."""
 
@@ -195,7 +219,7 @@ class Prices(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GpuLaw:
+class PooledLaw:
     """Coefficients of one GPU; see the module's text.
 
     Attributes:
@@ -207,6 +231,7 @@ class GpuLaw:
         rows: how many were fitted.
         half_width: (energy, time) log half-width of the 90 % interval of a layer, from rows left
             out of the fit.
+        host_speed: how much faster the host launches kernels than that of the rows.
     """
 
     sheet: Sheet
@@ -217,14 +242,15 @@ class GpuLaw:
     seen: Mapping[str, tuple[float, float]]
     rows: int
     half_width: tuple[float, float] = (1.0, 1.0)
+    host_speed: float = 1.0
 
     @classmethod
-    def fit(cls, rows: Sequence[Measurement], sheet: Sheet) -> GpuLaw:
+    def fit(cls, rows: Sequence[Measurement], sheet: Sheet) -> PooledLaw:
         """Fit all rows at once: time first, then power given the measured time.
 
         Without rows it is the law of the data sheet.
         """
-        x = kernels([row.workload for row in rows], sheet.units)
+        x = kernels([row.workload for row in rows], sheet)
         groups = tuple(sorted(set(x.groups)))
         which = _which(x, groups)
         time_s = np.array([row.time_s for row in rows])
@@ -249,7 +275,7 @@ class GpuLaw:
         )
 
     @classmethod
-    def calibrated(cls, rows: Sequence[Measurement], sheet: Sheet) -> GpuLaw:
+    def calibrated(cls, rows: Sequence[Measurement], sheet: Sheet) -> PooledLaw:
         """Fit all rows, and take the interval of a layer from five fits without a part of them."""
         fold = np.random.default_rng(0).permutation(len(rows)) % _FOLDS
         errors = np.zeros((len(rows), 2))
@@ -282,7 +308,7 @@ class GpuLaw:
         """Why a workload is unlike the rows it was fitted on; empty if it is not."""
         key = _seen_key(workload)
         if key not in self.seen:
-            return f"no row of {key} was measured: priced by what its GPU does with other layers"
+            return f"no row of {key} was measured: priced by what the device does with other layers"
         (low, high), (name, size) = self.seen[key], extent(workload)
         if low * (1 - _ROUNDED) <= size <= high * (1 + _ROUNDED):
             return ""
@@ -302,7 +328,7 @@ class GpuLaw:
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> GpuLaw:
+    def from_dict(cls, state: Mapping[str, Any]) -> PooledLaw:
         """The inverse of :meth:`to_dict`.
 
         Raises:
@@ -318,7 +344,7 @@ class GpuLaw:
             _read(_TIME, len(groups), state["time"]),
             _read(_POWER, len(groups), state["power"]),
             host,
-            {str(key): (float(v[0]), float(v[1])) for key, v in state["seen"].items()},
+            {str(key): _range(str(key), limits) for key, limits in state["seen"].items()},
             int(state["rows"]),
             half_width(state["half_width"]),
         )
@@ -330,7 +356,7 @@ class GpuLaw:
             workloads: of any layer types.
             cached: whether a layer before it wrote its input, as in a network.
         """
-        x = kernels(workloads, self.sheet.units)
+        x = kernels(workloads, self.sheet)
         which = _which(x, self.groups)
         hit = np.zeros(len(x.macs))
         if cached:
@@ -344,7 +370,7 @@ class GpuLaw:
 
     def _host_s(self, workload: Workload) -> float:
         known = (self.host[key] for key in _host_keys(workload) if key in self.host)
-        return _HOST_CALLS[workload.gradients] * next(known, _HOST_S)
+        return _HOST_CALLS[workload.gradients] * next(known, _HOST_S) / self.host_speed
 
 
 _Slope = tuple[str, Index | tuple[Index, Index], Array]
@@ -401,14 +427,11 @@ def _which(x: Kernels, groups: Sequence[str]) -> _Which:
     number = {name: i for i, name in enumerate(groups)}
     group = np.array([number.get(name, len(groups)) for name in x.groups], dtype=np.int64)
     return _Which(
-        group[x.workload],
+        group,
         np.maximum(x.product, 0),
         (x.product >= 0).astype(float),
         (x.dtype >= DTYPES.index("bfloat16")).astype(float),
     )
-
-
-_SLOW = np.array([_SLOWER.get(name, 0.0) for name in PRODUCTS])
 
 
 def _time_s(
@@ -416,14 +439,16 @@ def _time_s(
 ) -> tuple[Array, list[_Slope]]:
     """Seconds of each kernel, and their slopes."""
     group, product, passes, dtype = which.group, which.product, x.passes, x.dtype
+    start = _START[sheet.kind]
     slower = (
-        _SLOW[product] + d["peak"][dtype] + d["product"][product]
+        np.array([start.slower.get(name, 0.0) for name in PRODUCTS])[product]
+        + d["peak"][dtype] + d["product"][product]
         + d["product_dtype"][product, dtype] + d["product_pass"][product, passes]
         + x.misaligned * (_MISALIGNED + d["misaligned"][dtype])
     )  # fmt: skip
     peak = _REACHED * _peaks(sheet)[dtype] * x.filled
     parallel = which.multiplies * x.macs / peak * np.exp(slower)
-    serial = which.multiplies * x.serial * _SERIAL_S * np.exp(d["serial"][dtype])
+    serial = which.multiplies * x.serial * start.serial_s * np.exp(d["serial"][dtype])
     per_byte = (
         d["bandwidth"][0] + d["group"][group] + d["group_half"][group] * which.half
         + d["group_pass"][group, passes] + _BACKWARD * (passes > 0)
@@ -431,11 +456,11 @@ def _time_s(
     bandwidth = _REACHED * sheet.memory_bytes_per_s
     moved = (bytes_in + x.bytes_weight + x.bytes_out) / bandwidth * np.exp(per_byte)
     layout = x.layout_bytes / bandwidth * np.exp(d["layout"][0])
-    steps = x.steps * _STEP_S * np.exp(d["step"][group])
-    planes = x.planes * _PLANE_S * np.exp(d["plane"][group])
+    steps = x.steps * start.step_s * np.exp(d["step"][group])
+    planes = x.planes * start.plane_s * np.exp(d["plane"][group])
     launch = (
         x.launches
-        * _LAUNCH_S
+        * start.launch_s
         * np.exp(d["launch"][0] + d["group_launch"][group] + d["pass_launch"][passes])
     )
     arithmetic, memory = parallel + serial + _TINY, moved + layout + planes + steps + _TINY
@@ -475,10 +500,15 @@ def _power_w(
         (bytes_in + x.bytes_weight + x.bytes_out)
         * _byte_j(sheet) * np.exp(d["byte"][0] + d["group"][group])
     )  # fmt: skip
-    planes_j = x.planes * _PLANE_J * np.exp(d["plane"][group])
+    planes_j = x.planes * _START[sheet.kind].plane_j * np.exp(d["plane"][group])
     layout_j = x.layout_bytes * _LAYOUT_J * _byte_j(sheet)
     forward = (x.passes == 0).astype(float)
-    busy_w = _BUSY_W * np.exp(d["busy"][0] + d["group_busy"][group]) * forward
+    busy_w = (
+        _BUSY
+        * (sheet.limit_w - sheet.idle_w)
+        * np.exp(d["busy"][0] + d["group_busy"][group])
+        * forward
+    )
     busy_w = busy_w * np.minimum(1.0, time_s / _RAMP_S)[x.workload]
     dynamic_w = (
         x.sum(busy_w) + x.sum(useful_j * (1 + empty) + moved_j + planes_j + layout_j) / time_s
@@ -522,6 +552,13 @@ def _read(shapes: Shapes, groups: int, state: Mapping[str, Any]) -> Deviations:
         if not (np.abs(found[name]) <= _MOST).all():
             raise ValueError(f"the deviations {name} are beyond a factor of e^{_MOST:g}")
     return found
+
+
+def _range(key: str, limits: Any) -> tuple[float, float]:
+    low, high = finite(limits, 2).tolist()
+    if key.count("/") != 2 or not 0 <= low <= high:
+        raise ValueError(f"{key!r} with {low:g} to {high:g} is no kind/dtype/gradients and range")
+    return low, high
 
 
 def _host_keys(workload: Workload) -> tuple[str, ...]:
