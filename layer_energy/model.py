@@ -60,6 +60,7 @@ FIRST = "nvidia-h200"
 """The measured GPU that others are inferred from, and what a newcomer without one sees first."""
 
 _WIDER = {"energy_j": 1.5, "time_s": 1.4}
+"""By what the intervals of an inferred GPU are wider, at either end."""
 
 PASSES: dict[Gradients, int] = {"none": 1, "input": 2, "weight": 2, "both": 3}
 """Forward, and one pass of the same size for each gradient: where gradients were not measured."""

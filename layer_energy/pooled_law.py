@@ -106,19 +106,24 @@ _START = {
     "cpu": _Start(1e-12, 3e-9, 1e-8, 2e-9, 6e-6, {}),
 }  # fmt: skip
 _MISALIGNED, _BACKWARD = 0.5, 0.5
+"""Logarithms: how much slower misaligned products are, and the bytes of a backward pass."""
+
 _ORDER = 1.5
+"""Of the root that joins arithmetic and memory: 1 adds them up, ∞ takes the larger."""
+
 _TINY = 1e-15
 """Seconds that keep the roots' derivatives finite."""
 
 _BUSY, _RAMP_S, _WASTE = 0.0347, 1e-5, 0.2
-"""``_BUSY`` is a share of what lies between idle power and limit."""
+"""What any kernel draws, as a share of what lies between idle power and limit; kernels shorter than
+the ramp draw less of it. The idle part of a tile draws a share of what the useful part does."""
 
 _LAYOUT_J = 2.0
 """Joules of a byte copied between layouts, in those of a byte."""
 
 HOST_OVERHEAD = 1.1
-"""Modules between the calls. Of networks that waited on an H200 it was 1.04 to 1.57 where the
-sensor was read between launches (B1), 0.74 to 1.05 where a thread of its own read it (B2)."""
+"""Python between the calls. Of networks that waited for an H200's host it was 1.04 to 1.57 where
+the launching thread also read the sensor, and 0.74 to 1.05 where another thread did."""
 
 _EVALUATIONS = 60
 _LOSS_SCALE = {"time": 0.2, "power": 0.1}

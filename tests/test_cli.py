@@ -104,7 +104,10 @@ def test_diff_of_two_models(run):
     args = ("diff", "vgg11", "vgg13", "--depth", 1)
     code, out, _ = run(*args, "--json")
     assert code == 0
-    assert [change["path"] for change in json.loads(out)["changes"]] == ["features"]
+    paths = [change["path"] for change in json.loads(out)["changes"]]
+    assert paths == ["features", "waiting for the host"]
+    graphs = json.loads(run(*args, "--launch", "graph", "--json")[1])
+    assert [change["path"] for change in graphs["changes"]] == ["features"]
     assert "2 modules cost the same" in run(*args)[1]
 
 

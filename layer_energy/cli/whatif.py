@@ -38,6 +38,8 @@ def diff(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of the input.")] = None,
     device: Profile = None,
     dtype: Dtype = None,
+    launch: LaunchOption = None,
+    host_speed: HostSpeed = 1.0,
     depth: Annotated[
         int | None, typer.Option(min=1, help="Dots of the module paths to keep; all if not given.")
     ] = None,
@@ -46,7 +48,10 @@ def diff(
     """Where the predicted joules of two models differ, module by module."""
     from layer_energy.report.difference import diff as compared
 
-    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "device": device, "dtype": dtype, "launch": launch,
+        "host_speed": host_speed,
+    }  # fmt: skip
     difference = compared(
         predicted(model_a, input, **options), predicted(model_b, input, **options), depth
     )

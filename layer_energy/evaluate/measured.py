@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layer_energy.dataset import Dataset
-from layer_energy.errors import DatasetError, ProfileError
+from layer_energy.errors import DatasetError
 from layer_energy.layers.base import count
 from layer_energy.model import MODE_NAMES, PASSES, EnergyModel
 from layer_energy.models import build_model
@@ -229,18 +228,16 @@ def network_scores(table: pd.DataFrame) -> dict[str, Score]:
 
 
 def fit_profile(dataset: Dataset, regressor: str | None = None) -> EnergyModel:
-    """Fit a dataset, and calibrate the interval of totals on its measured networks.
-
-    Networks with layers that the dataset has too few rows of are left out.
-    """
+    """Fit a dataset, and calibrate the interval of totals on its measured networks."""
     model = EnergyModel.fit(dataset, regressor)
     for mode in MODE_NAMES if model.trains else MODE_NAMES[:1]:
-        ratios = []
-        for network in dataset.networks:
-            with suppress(ProfileError):
-                table = evaluate_networks([network], model, training=mode == "training")
-                for row in table.to_dict("records"):
-                    energy = row["measured_energy_j"] / row["layer_energy_energy_j"]
-                    ratios.append((energy, row["measured_time_s"] / row["layer_energy_time_s"]))
+        table = evaluate_networks(dataset.networks, model, training=mode == "training")
+        ratios = [
+            (
+                row["measured_energy_j"] / row["layer_energy_energy_j"],
+                row["measured_time_s"] / row["layer_energy_time_s"],
+            )
+            for row in table.to_dict("records")
+        ]
         model.calibrate_networks(ratios, mode)
     return model

@@ -2,12 +2,13 @@
 
 Four sets of rows: the H200, a CPU, the paper's CPU, and a virtual GPU whose joules are known. The
 rows are the first of a random order, several orders each. Beside the profile that `layer-energy
-fit` makes stand regressors per layer type alone, which price a network only if each of its layer
-types has rows enough.
+fit` makes stands, in brackets, how many networks regressors per layer type alone could price, for
+they need rows enough of each.
 
-Run:  python tests/benchmarks/rows_curve.py [h200 cpu virtual paper] [--data FOLDER]
+Run:  python tests/benchmarks/rows_curve.py [--data FOLDER]   (a quarter of an hour)
 
-FOLDER holds the paper's data, see tests/benchmarks/README.md; without it that set is left out.
+FOLDER holds the paper's data (see `layer_energy.external.getzner2023`); without it that set is
+left out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -40,8 +40,8 @@ from layer_energy.walk import parse_shape, walk
 from layer_energy.workload import Workload
 
 ROOT = Path(__file__).parents[2]
-ROWS = (50, 100, 200, 500, 1000, None)
-ORDERS = 5
+ROWS = (50, 100, 200, 500, 1000)
+ORDERS = 4
 
 
 @dataclass
@@ -105,54 +105,86 @@ def errors(model: EnergyModel, networks: list[Network]) -> list[float]:
     return found
 
 
-def curve(name: str, dataset: Dataset, networks: list[Network]) -> None:
-    """Print one set's."""
+@dataclass
+class Point:
+    """Of profiles fitted on so many rows: middle of several random choices of the rows.
+
+    Attributes:
+        rows: how many.
+        median, tail: median and 90th percentile of the networks' errors.
+        alone: how many networks regressors per layer type price without the law, and their median.
+    """
+
+    rows: int
+    median: float
+    tail: float
+    alone: tuple[int, float] = (0, np.nan)
+
+    def __str__(self) -> str:
+        priced, median = self.alone
+        return (
+            f"{self.median:.1%} / {self.tail:.0%} ({priced}{f': {median:.1%}' if priced else ''})"
+        )
+
+
+def curve(dataset: Dataset, networks: list[Network]) -> list[Point]:
+    """Errors by number of rows; those of the data sheet alone first, where there is one."""
     usable = [m for m in dataset.measurements if m.usable and "test" not in m.flags]
-    print(f"\n{name}: {len(usable)} rows, {len(networks)} networks")
-    print("rows    as fitted: median  90th   regressors per layer type alone: median  priced")
+    points = []
     sheet = sheets().get(dataset.device.name)
     if sheet is not None:
         model = replace(EnergyModel.fit(dataset), pooled=PooledLaw.fit([], sheet))
-        print(_line(0, [np.quantile(errors(model, networks), (0.5, 0.9))], []))
-    for rows in ROWS:
+        points.append(Point(0, *np.quantile(errors(model, networks), (0.5, 0.9))))
+    for rows in [*(n for n in ROWS if n < len(usable)), len(usable)]:
         ours, alone = [], []
-        for order in range(1 if rows is None else ORDERS):
+        for order in range(1 if rows == len(usable) else ORDERS):
             shuffled = np.random.default_rng(order).permutation(len(usable))
             part = replace(dataset, measurements=[usable[i] for i in sorted(shuffled[:rows])])
-            ours.append(np.quantile(errors(EnergyModel.fit(part), networks), (0.5, 0.9)))
-            own = replace(EnergyModel.fit(part, "hybrid"), pooled=None)
-            priced = errors(own, networks)
-            alone.append((np.median(priced) if priced else np.nan, len(priced)))
-        print(_line(len(usable) if rows is None else rows, ours, alone), flush=True)
+            model = EnergyModel.fit(part, "hybrid")
+            known = errors(replace(model, pooled=None), networks)
+            alone.append((len(known), np.median(known) if known else np.nan))
+            model = model if sheet is None else EnergyModel.fit(part)
+            ours.append(np.quantile(errors(model, networks), (0.5, 0.9)))
+        priced = int(np.median([n for n, _ in alone]))
+        medians = [median for n, median in alone if n]
+        middle = float(np.median(medians)) if medians else np.nan
+        points.append(Point(rows, *np.median(ours, axis=0), (priced, middle)))
+        print(f"{rows:6} rows: {points[-1]}", flush=True)
+    return points
 
 
-def _line(rows: int, ours: list[Any], alone: list[Any]) -> str:
-    median, tail = np.median(ours, axis=0)
-    said = f"{rows:5}   {median:17.1%} {tail:5.0%}"
-    if not alone:
-        return said
-    priced = int(np.median([n for _, n in alone]))
-    known = [error for error, _ in alone if error == error]
-    return said + f"   {f'{np.median(known):.1%}' if known else '-':>39} {priced:7}"
+def sets(data: Path | None) -> dict[str, Callable[[], tuple[Dataset, list[Network]]]]:
+    """What curves there are, by the name of their columns."""
+    found: dict[str, Callable[[], tuple[Dataset, list[Network]]]] = {
+        "NVIDIA H200": lambda: measured("nvidia-h200"),
+        "CPU (amd-epyc-2t)": lambda: measured("amd-epyc-2t"),
+        "virtual GPU": virtual,
+    }
+    if data is not None:
+        found["the paper's CPU"] = lambda: paper(data)
+    return found
+
+
+def markdown(data: Path | None) -> str:
+    """A row a number of rows, a column a set: median / 90th percentile (priced without the law)."""
+    columns: dict[str, dict[str, Point]] = {}
+    for name, read in sets(data).items():
+        print(name, flush=True)
+        points = curve(*read())
+        columns[name] = {str(p.rows): p for p in points[:-1]} | {"all": points[-1]}
+        all_rows = points[-1].rows
+        columns[f"{name}, {all_rows} rows"] = columns.pop(name)
+    lines = ["| rows | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for rows in ("0", *map(str, ROWS), "all"):
+        cells = [str(column[rows]) if rows in column else "-" for column in columns.values()]
+        lines.append(f"| {rows} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Print the curves asked for."""
-    arguments = sys.argv[1:]
-    sets: dict[str, Callable[[], tuple[Dataset, list[Network]]]] = {
-        "h200": lambda: measured("nvidia-h200"),
-        "cpu": lambda: measured("amd-epyc-2t"),
-        "virtual": virtual,
-    }
-    if "--data" in arguments:
-        at = arguments.index("--data")
-        folder = Path(arguments[at + 1])
-        sets["paper"] = lambda: paper(folder)
-        arguments = arguments[:at] + arguments[at + 2 :]
-    for name in arguments or sets:
-        if name not in sets:
-            sys.exit(f"no set {name!r}; there are {', '.join(sets)} (paper needs --data FOLDER)")
-        curve(name, *sets[name]())
+    """Print the table."""
+    folder = Path(sys.argv[sys.argv.index("--data") + 1]) if "--data" in sys.argv else None
+    print(markdown(folder))
 
 
 if __name__ == "__main__":
