@@ -18,6 +18,7 @@ one on an NVIDIA H200 (``datasets/nvidia-h200``):
 - a convolution's bias is added by a kernel of its own, depthwise ones apart; a bias' gradient is a
   kernel of its own, too;
 - one kernel gives both gradients of a normalisation; those of ``cat`` and ``copy`` are views;
+- max pooling writes the index of each maximum, 8 bytes an output;
 - normalisation, pooling and depthwise convolutions pay for each row, plane or output; reductions
   and bilinear interpolation pay for the work that a single thread does in sequence; recurrent
   layers pay for each step's small product.
@@ -70,6 +71,10 @@ _CONVOLUTIONS = tuple(f"{name}{n}d" for name in ("conv", "conv_transpose") for n
 _POOLS = tuple(
     f"{name}_pool{n}d" for name in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)
 )
+_MAX_POOLS = tuple(kind for kind in _POOLS if "max" in kind)
+_INDEX_BYTES = 8
+"""Max pooling writes where each maximum was."""
+
 _OPTIMIZERS = ("sgd_step", "adam_step", "adamw_step")
 _TILES = {
     "cuda": (
@@ -322,8 +327,8 @@ def _traffic(workload: Workload, passes: int) -> tuple[float, float, float]:
         # as large as the weight, most of it zeros
         p = workload.params
         return cost.bytes_out, 0.0, float(p["vocabulary"] * p["dim"] * workload.itemsize_bytes)
-    share = _read_share(workload) if workload.kind in _CONVOLUTIONS else 1.0
-    return cost.bytes_in * share, cost.bytes_weight, cost.bytes_out
+    indices = _INDEX_BYTES * cost.elements if workload.kind in _MAX_POOLS else 0
+    return cost.bytes_in * _read_share(workload), cost.bytes_weight, cost.bytes_out + indices
 
 
 def _layout_bytes(workload: Workload, product: _Product | None) -> float:
@@ -391,10 +396,11 @@ def _gathered(workload: Workload) -> bool:
 
 def _read_share(workload: Workload) -> float:
     """A stride beyond the kernel skips planes and rows, but reads the whole of each row."""
-    p = workload.params
-    share = 1.0
+    p, share = workload.params, 1.0
+    if workload.kind not in (*_CONVOLUTIONS, *_POOLS) or "transpose" in workload.kind:
+        return share
     for axis in "dh":
-        if f"stride_{axis}" in p and "transpose" not in workload.kind:
+        if f"stride_{axis}" in p:
             share *= min(1.0, p[f"kernel_{axis}"] / p[f"stride_{axis}"])
     return share
 

@@ -182,6 +182,14 @@ class TestFacts:
         x = kernels([replace(work, gradients=gradients)], SHEET)
         assert x.passes.tolist() == passes
 
+    def test_max_pooling_writes_indices(self):
+        p = {"batch": 2, "channels": 8, "in_h": 7, "in_w": 7, "out_h": 1, "out_w": 1}
+        average, largest = (
+            kernels([workload(f"adaptive_{kind}_pool2d", **p)], SHEET).bytes_out[0]
+            for kind in ("avg", "max")
+        )
+        assert (average, largest) == (16 * 4, 16 * (4 + 8))
+
     def test_a_pixel_between_four_is_the_work_of_one_thread(self):
         sizes = {"in_h": 7, "in_w": 7, "out_h": 28, "out_w": 28}
         one, many = (

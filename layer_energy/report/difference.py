@@ -150,16 +150,18 @@ def diff(a: EnergyReport, b: EnergyReport, depth: int | None = None) -> ReportDi
             changes.append(_change(path, before, after, a, b, same_gain))
     changed = len(changes)
     if a.waiting_j != b.waiting_j:
-        changes.append(_waiting(a, b))
+        changes.append(_waiting(a, b, same_gain))
     changes.sort(key=lambda change: -abs(change.energy_j))
     return ReportDifference(a, b, changes, len(paths) - changed)
 
 
-def _waiting(a: EnergyReport, b: EnergyReport) -> Change:
+def _waiting(a: EnergyReport, b: EnergyReport, same_gain: bool) -> Change:
+    """One host is as much faster or slower than expected in both reports."""
     (low_a, high_a), (low_b, high_b) = a.waiting_interval_j, b.waiting_interval_j
+    ends = (low_b - low_a, high_b - high_a) if same_gain else (low_b - high_a, high_b - low_a)
     energy_j = b.waiting_j - a.waiting_j
     what = f"launch {a.launch} → {b.launch}" if a.launch != b.launch else "other kernels to launch"
-    return Change(WAITING, a.waiting_j, b.waiting_j, energy_j, low_b - high_a, high_b - low_a, what)
+    return Change(WAITING, a.waiting_j, b.waiting_j, energy_j, min(ends), max(ends), what)
 
 
 def _modules(report: EnergyReport, depth: int | None) -> dict[str, list[LayerEstimate]]:
