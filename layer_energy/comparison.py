@@ -45,7 +45,7 @@ def compare(
     Args:
         models: names (see :func:`layer_energy.models.build_model`) or modules.
         devices: profiles, as in :func:`layer_energy.predict_energy`; all shipped ones if not given,
-            with ``launch="graph"`` those of GPUs whose launches were measured.
+            with ``launch="graph"`` or a ``host_speed`` those of GPUs whose launches were measured.
         batch_size: samples per forward pass.
         dtype: compute dtype; each model's own if not given.
         launch: as in :func:`layer_energy.predict_energy`, for all devices.
@@ -73,7 +73,7 @@ def compare(
     import pandas as pd
 
     prices = _profiles(profiles() if devices is None else devices)
-    if devices is None and launch == "graph":
+    if devices is None and (launch == "graph" or host_speed != 1):
         prices = {name: profile for name, profile in prices.items() if profile.knows_launches}
     rows = []
     for model in (

@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layer_energy.layers.base import count
+from layer_energy.plan import OPTIMIZER_STEPS
 from layer_energy.sheet import Sheet
 from layer_energy.workload import Gradients, Workload
 
@@ -75,7 +76,6 @@ _MAX_POOLS = tuple(kind for kind in _POOLS if "max" in kind)
 _INDEX_BYTES = 8
 """Max pooling writes where each maximum was."""
 
-_OPTIMIZERS = ("sgd_step", "adam_step", "adamw_step")
 _TILES = {
     "cuda": (
         (128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.95), (128, 64, 0.8), (64, 128, 0.8),
@@ -462,7 +462,7 @@ def _launches(workload: Workload) -> float:
     p = workload.params
     if workload.kind in _GATES:
         return 1 + _STEP_LAUNCH * p["length"] * p["layers"] * (1 + p["bidirectional"])
-    if workload.kind in _OPTIMIZERS:
+    if workload.kind in OPTIMIZER_STEPS:
         return 1 + p["tensors"] / _TENSORS
     return 1
 

@@ -260,13 +260,7 @@ class EnergyModel:
         groups: dict[str, list[Measurement]] = {}
         for row in usable:
             groups.setdefault(_key(row.workload), []).append(row)
-        kinds = {}
-        for key, every in sorted(groups.items()) if regressor != POOLED else ():
-            rows = _steady(every)
-            if len(rows) >= MIN_ROWS:
-                x = features([row.workload for row in rows])
-                y = np.array([[row.energy_j, row.time_s] for row in rows])
-                kinds[key] = KindModel.fit(x, y, regressor)
+        kinds = {} if regressor == POOLED else _fit_kinds(groups, regressor)
         few = [row for key, rows in groups.items() if key not in kinds for row in rows]
         many = [row for key in kinds for row in _steady(groups[key])]
         chosen = np.random.default_rng(0).permutation(len(many))[:_POOLED_ROWS]
@@ -450,7 +444,8 @@ class EnergyModel:
                 f"the profile {self.device['slug']} has no regressor for {workloads[0].kind} and "
                 "no law for layer types without one; fit it again with `layer-energy fit`"
             )
-        law, kinds, estimates = self.pooled, {*self.layer_types}, {}
+        law, kinds, launches = self.pooled, {*self.layer_types}, self.knows_launches
+        estimates = {}
         prices = law.price(workloads, cached=True)
         for workload, energy_j, time_s, host_s in zip(
             workloads, *(values.tolist() for values in prices), strict=True
@@ -465,7 +460,7 @@ class EnergyModel:
                 not outside,
                 workload.kind in kinds,
                 outside,
-                host_s if self.knows_launches else 0.0,
+                host_s if launches else 0.0,
             )
         return estimates
 
@@ -603,6 +598,20 @@ class EnergyModel:
 
 
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+
+
+def _fit_kinds(groups: Mapping[str, Sequence[Measurement]], regressor: str) -> dict[str, KindModel]:
+    """The layer types that have rows enough for a regressor of their own."""
+    if regressor != AUTO:
+        make(regressor)  # refuses an unknown name, however few the rows
+    kinds = {}
+    for key, every in sorted(groups.items()):
+        rows = _steady(every)
+        if len(rows) >= MIN_ROWS:
+            x = features([row.workload for row in rows])
+            y = np.array([[row.energy_j, row.time_s] for row in rows])
+            kinds[key] = KindModel.fit(x, y, regressor)
+    return kinds
 
 
 def conformal_interval(logs: Array) -> tuple[float, float]:
@@ -773,7 +782,7 @@ _Priced = tuple[Workload, Workload, int]
 """A workload, the one whose regressor prices it, and how many of that."""
 
 
-def _steady(rows: list[Measurement]) -> list[Measurement]:
+def _steady(rows: Sequence[Measurement]) -> Sequence[Measurement]:
     """Without those measured while references ran slower than usual, where enough are left."""
     steady = [row for row in rows if "drift" not in row.flags]
     return steady if len(steady) >= 2 * MIN_ROWS else rows

@@ -4,8 +4,8 @@ A regressor per layer type needs dozens of rows of each. Here all rows share the
 the device, and whatever is peculiar to a layer type, a product, a dtype or a pass is a *deviation*
 from them, a factor whose logarithm is pulled towards zero: with few rows it stays there, with many
 it follows them (ridge regression, equivalently a normal prior whose standard deviations stand in
-``_TIME`` and ``_POWER``). A Gaussian process on what the law leaves was tried: it took the error of
-rows left out from 21.7 to 20.5 % and that of whole networks nowhere, so there is none.
+``_TIME`` and ``_POWER``). A Gaussian process on what the law leaves was tried: it did not help
+whole networks, so there is none.
 
 For a kernel with ``m`` multiply-accumulates, ``b`` bytes, ``r`` rows or planes, ``l`` launches and
 ``s`` steps of one thread (:mod:`layer_energy.kernels`)::
@@ -87,7 +87,7 @@ class _Start(NamedTuple):
         plane_s, plane_j: seconds and joules of a row or plane.
         step_s: seconds of an element that one thread works off after the other.
         launch_s: seconds of a launch or call.
-        slower: product → logarithm of how far it stays below the peak of dense ones.
+        slower: logarithm of how far each of ``PRODUCTS`` stays below the peak of dense ones.
     """
 
     serial_s: float
@@ -95,15 +95,19 @@ class _Start(NamedTuple):
     plane_j: float
     step_s: float
     launch_s: float
-    slower: Mapping[str, float]
+    slower: Array
+
+
+def _slower(**known: float) -> Array:
+    return np.array([known.get(name, 0.0) for name in PRODUCTS])
 
 
 _START = {
     "cuda": _Start(
         3e-9, 3e-10, 1e-8, 2e-8, 1.3e-6,
-        {"depthwise": 1.5, "grouped": 1.2, "attention_fallback": 1.5, "other": 0.5},
+        _slower(depthwise=1.5, grouped=1.2, attention_fallback=1.5, other=0.5),
     ),
-    "cpu": _Start(1e-12, 3e-9, 1e-8, 2e-9, 6e-6, {}),
+    "cpu": _Start(1e-12, 3e-9, 1e-8, 2e-9, 6e-6, _slower()),
 }  # fmt: skip
 _MISALIGNED, _BACKWARD = 0.5, 0.5
 """Logarithms: how much slower misaligned products are, and the bytes of a backward pass."""
@@ -446,8 +450,7 @@ def _time_s(
     group, product, passes, dtype = which.group, which.product, x.passes, x.dtype
     start = _START[sheet.kind]
     slower = (
-        np.array([start.slower.get(name, 0.0) for name in PRODUCTS])[product]
-        + d["peak"][dtype] + d["product"][product]
+        start.slower[product] + d["peak"][dtype] + d["product"][product]
         + d["product_dtype"][product, dtype] + d["product_pass"][product, passes]
         + x.misaligned * (_MISALIGNED + d["misaligned"][dtype])
     )  # fmt: skip

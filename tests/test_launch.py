@@ -143,6 +143,7 @@ class TestEverywhere:
 
     def test_graphs_are_compared_where_they_are_known(self):
         assert {*compare("alexnet", launch="graph")["device"]} == {H200}
+        assert {*compare("alexnet", host_speed=2.0)["device"]} == {H200}
 
     def test_on_the_command_line(self):
         line = ["predict", "alexnet", "--device", H200, "--json", "--launch"]

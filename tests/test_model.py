@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from layer_energy.dataset import Dataset
-from layer_energy.errors import DatasetError, ProfileError
+from layer_energy.errors import DatasetError, InvalidInput, ProfileError
 from layer_energy.layers import workload
 from layer_energy.model import EnergyModel, default_profile, profiles
 from layer_energy.workload import Params, Workload
@@ -96,6 +96,21 @@ def test_rows_beside_slow_references_are_left_out_where_enough_remain(steady, he
     expected, found = alone.price(works), EnergyModel.fit(mixed).price(works)
     same = [found[w] == expected[w] for w in works]
     assert not any(same) if heeded else all(same)
+
+
+def test_an_unknown_regressor_is_refused_however_few_the_rows():
+    with pytest.raises(InvalidInput, match="no regressor is called 'oracle'"):
+        EnergyModel.fit(make_dataset({"relu": 10, "linear": 10}), "oracle")
+
+
+@pytest.mark.parametrize("regressor", ["pooled", "physical"])
+def test_rows_kept_for_testing_are_not_fitted(regressor):
+    rows = make_dataset({"linear": 30, "copy": 30}).measurements
+    wrong = [replace(m, time_s=50 * m.time_s, flags=("test",)) for m in rows[::3]]
+    alone = EnergyModel.fit(Dataset(rows, DEVICE), regressor)
+    both = EnergyModel.fit(Dataset([*rows, *wrong], DEVICE), regressor)
+    works = [m.workload for m in rows]
+    assert both.price(works) == alone.price(works)
 
 
 def test_too_few_rows():

@@ -159,6 +159,8 @@ class TestFacts:
         assert (y.bytes_in[2], y.bytes_out[2], y.passes[2]) == (cost.bytes_out, cost.bytes_out, 0)
         assert (y.bytes_in[3], y.bytes_out[3], y.passes[3]) == (cost.bytes_out, 64 * 2, 2)
         assert y.macs[2:].sum() == 0
+        assert y.groups[2:] == ("add:broadcast", "conv2d:conv1")
+        assert y.steps[3] == pytest.approx(32 * 56 * 56 / 512)
         groups = {"groups": 64, "kernel_h": 3, "kernel_w": 3}
         assert len(kernels([conv(**groups, bias=1)], SHEET).macs) == 1
         assert len(kernels([linear(), replace(linear(), gradients="both")], SHEET).macs) == 4
@@ -181,6 +183,57 @@ class TestFacts:
     def test_backward_passes(self, work, gradients, passes):
         x = kernels([replace(work, gradients=gradients)], SHEET)
         assert x.passes.tolist() == passes
+
+    def test_attention_works_in_blocks_and_waves(self):
+        """132 matrices of 64 queries are one whole wave; one query more makes it two."""
+        p = {
+            "batch": 1, "heads": 132, "kv_heads": 132, "k_length": 64, "head_dim": 64,
+            "causal": 0, "mask": 0,
+        }  # fmt: skip
+        whole, more = (
+            kernels([workload("attention", "bfloat16", **p, q_length=q)], SHEET).filled[0]
+            for q in (64, 65)
+        )
+        assert (whole, more) == (1.0, 65 / 128)
+
+    def test_attention_goes_back_through_five_products(self):
+        p = {
+            "batch": 1, "heads": 8, "kv_heads": 8, "q_length": 64, "k_length": 64, "head_dim": 64,
+            "causal": 0, "mask": 0,
+        }  # fmt: skip
+        work = replace(workload("attention", "bfloat16", **p), gradients="input")
+        forward, backward = kernels([work], SHEET).macs
+        assert backward == 2.5 * forward
+
+    def test_tensor_cores_split_the_depth_of_a_convolution(self):
+        """49 × 64 outputs of depth 9216: two tiles of 64 × 32, each in eight parts."""
+        work = conv(batch=1, in_channels=1024, in_h=7, in_w=7, kernel_h=3, kernel_w=3, padding_h=1,
+                    padding_w=1)  # fmt: skip
+        useful = 49 * 64 * 8 / (132 * 64 * 32)
+        pipeline = 9216 / (9216 + 8 * 32)
+        assert kernels([work], SHEET).filled[0] == pytest.approx(useful * 0.4 * 0.9 * pipeline)
+
+    @pytest.mark.parametrize(
+        ("given", "misaligned"),
+        [({"outputs": 1001}, 1), ({"inputs": 1001}, 1), ({"tokens": 97}, 0)],
+    )
+    def test_gradients_are_aligned_as_the_layer_is_wide(self, given, misaligned):
+        x = kernels([replace(linear(**given), gradients="both")], SHEET)
+        assert x.misaligned.tolist() == [misaligned] * 3
+
+    def test_pooling_skips_rows_too(self):
+        p = {"batch": 1, "channels": 8, "in_h": 64, "in_w": 64, "kernel_h": 2, "kernel_w": 2,
+             "padding_h": 0, "padding_w": 0, "ceil_mode": 0}  # fmt: skip
+        whole, half = (
+            kernels([workload("max_pool2d", **p, stride_h=n, stride_w=n)], SHEET).bytes_in[0]
+            for n in (2, 4)
+        )
+        assert half == whole / 2
+
+    def test_a_cpu_fills_registers(self):
+        cpu = replace(SHEET, kind="cpu", units=2)
+        x = kernels([linear(tokens=8, inputs=96, outputs=32, dtype="float32")], cpu)
+        assert x.filled[0] == pytest.approx(96 / (96 + 32))
 
     def test_max_pooling_writes_indices(self):
         p = {"batch": 2, "channels": 8, "in_h": 7, "in_w": 7, "out_h": 1, "out_w": 1}

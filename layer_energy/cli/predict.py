@@ -47,7 +47,10 @@ LaunchOption = Annotated[
 ]
 HostSpeed = Annotated[
     float,
-    typer.Option("--host-speed", help="Of a GPU: your host launches this much faster than ours."),
+    typer.Option(
+        "--host-speed",
+        help="Of a GPU: your host launches this much faster than that of the profile.",
+    ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="Price as if run in this dtype.")]
 Mode = Annotated[str, typer.Option(help="inference or training.")]
