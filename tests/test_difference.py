@@ -102,6 +102,10 @@ def test_waiting_for_the_host_is_a_change():
         assert sum(c.energy_j for c in difference.changes) == pytest.approx(difference.energy_j)
         low_j, high_j = difference.interval_j
         assert low_j < difference.energy_j < high_j
+    (low_a, high_a), (low_b, high_b) = (r.waiting_interval_j for r in (report("nvidia-h200"), wide))
+    change = next(c for c in diff(report("nvidia-h200"), wide).changes if c.path == waiting.path)
+    ends = sorted([low_b - low_a, high_b - high_a])  # one host errs alike in both
+    assert [change.energy_low_j, change.energy_high_j] == pytest.approx(ends)
     assert "launch graph → eager" in str(difference)
     assert ", launched as eager" in " ".join(str(difference).split())
     alike = diff(wide, report("nvidia-h200", width=32, extra=True))

@@ -226,6 +226,8 @@ def profile(tmp_path_factory):
 
 
 LINEAR = "linear/float32/none"
+A_GPU = {"name": "x", "kind": "cuda", "slug": "x", "threads": 1, "details": {}}
+ROWS = {"name": "x", "rows": 60, "finished": "2026-01-01"}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +238,9 @@ LINEAR = "linear/float32/none"
         ({"schema_version": 1}, ["schema 1, which this version no longer reads", "rebuild it"]),
         ({"schema_version": 3}, ["schema 3, this version reads up to 2; upgrade layer_energy"]),
         ({"kinds": {}, "pooled": None}, ["it prices nothing", "fetch it again or rebuild it with"]),
+        ({"device": A_GPU}, ["the law is not of a device of kind 'cuda'"]),
+        ({"dataset": {**ROWS, "max_power_w": -5}}, ["dataset.max_power_w is -5, not a plausible"]),
+        ({"dataset": {**ROWS, "idle_power_w": "abc"}}, ["TypeError", "fetch it again"]),
         ({"quality": "perfect"}, ["quality is 'perfect', not one of measured, estimated"]),
         ({"relative_uncertainty": -1}, ["relative_uncertainty is -1, not from 0 to 1"]),
         ({"relative_uncertainty": float("nan")}, ["NaN is not a number", "rebuild it"]),

@@ -276,6 +276,10 @@ class TestBadLogs:
         with pytest.raises(DatasetError, match=message):
             dataset_from_logs(tmp_path)
 
+    def test_a_name_of_a_folder_is_never_taken_from_a_log(self, tmp_path):
+        small(tmp_path, lambda line: line.update({"slug": "../x"} if "slug" in line else {}))
+        assert dataset_from_logs(tmp_path)[0].device.slug == "nvidia-h200"
+
     def test_a_line_nested_too_deep_is_named(self, tmp_path):
         path = tmp_path / "deep.jsonl.gz"
         path.write_bytes(gzip.compress(b'{"a": ' + b"[" * 99999 + b"\n{}\n"))

@@ -76,6 +76,18 @@ class TestReport:
         assert predicted("graph", host_speed=2.0).time_s == predicted("graph").time_s
         assert predicted(host_speed=1.0).assumptions == ours.assumptions
 
+    def test_waiting_is_sure_to_a_third_where_no_network_was_measured(self):
+        """Training steps have no calibrated totals: a factor of 1.3, and the meter's 5 %."""
+        step = predicted(mode="training")
+        assert step.network_ratio == {}
+        low_j, high_j = step.waiting_interval_j
+        assert low_j == pytest.approx(step.waiting_j / 1.3 * 0.95)
+        assert high_j == pytest.approx(step.waiting_j * 1.3 * 1.05)
+
+    def test_a_name_cannot_break_a_stack(self):
+        roots = {line.split(";")[0] for line in predicted(name="a;b  c").to_folded().splitlines()}
+        assert roots == {"a:b c"}
+
     def test_large_batches_do_not_wait(self):
         large = predict_energy(small(), (2**20, 64), device=H200)
         assert large.waiting_s < 1e-3 * large.time_s

@@ -80,6 +80,7 @@ def test_few_rows_of_many_layer_types_price_them_all():
     prices = model.price([m.workload for m in fresh])
     errors = [abs(np.log(prices[m.workload].time_s / m.time_s)) for m in fresh]
     assert np.median(errors) < 0.2
+    assert {prices[m.workload].host_s for m in fresh} == {0.0}
     assert all(prices[m.workload].own_law for m in fresh)
 
 
