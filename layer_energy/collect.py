@@ -10,10 +10,11 @@ time for it, they wait until the references are as fast as usual.
 from __future__ import annotations
 
 import contextlib
+import gc
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,11 +34,12 @@ from layer_energy.journal import Journal
 from layer_energy.measure import Bench
 from layer_energy.networks import layers_of, measure_network, with_floor
 from layer_energy.plan import Job, NetworkJob, Plan
+from layer_energy.records import measurement_to_dict, network_to_dict
 from layer_energy.version import __version__
 from layer_energy.workload import Measurement, NetworkMeasurement, Workload
 
 BLOCK_ROWS = 25
-NETWORK_S = 20.0
+NETWORK_S = 10.0
 """A network is not begun with less time than this left."""
 
 NETWORK_SHARE = 0.25
@@ -54,7 +56,8 @@ NETWORK_STARTS = 2
 """A network begun this often without a result is not tried again."""
 
 FATAL_STARTS = 3
-"""A row during which the process died this often is not tried again."""
+"""A row during which the process died this often is not tried again; once in plans that fill a
+budget."""
 
 CLOSING_S = 20.0
 """Kept free at the end of a budget; a twentieth of it, if that is less."""
@@ -107,6 +110,8 @@ def collect(
     on_row: Callable[[Measurement], None] = lambda row: None,
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
+    tell: Callable[..., None] = lambda what, **facts: None,
+    save: Callable[[Dataset], None] | None = None,
 ) -> Summary:
     """Measure a plan and write it as a dataset.
 
@@ -120,6 +125,9 @@ def collect(
         on_row: called after each row of these; failed ones are flagged.
         should_stop: asked before each row and each network.
         clock: seconds of the budget.
+        tell: ``tell(what, **facts)`` writes a line of a raw log; rows and networks are told.
+        save: writes what was measured into ``out``; where that holds a finished dataset, adds it
+            to that.
 
     Raises:
         DatasetError: if ``out`` holds a finished dataset or an interrupted one of another plan, or
@@ -128,7 +136,7 @@ def collect(
         DeviceLost: if this process can no longer use the device; a new one may go on.
     """
     out = Path(out)
-    if (out / PACKAGE).exists() and not (out / JOURNAL_NAME).exists():
+    if save is None and (out / PACKAGE).exists() and not (out / JOURNAL_NAME).exists():
         raise DatasetError(f"{out} already holds a finished dataset; choose another folder")
     identity = {
         **plan.identity,
@@ -137,17 +145,19 @@ def collect(
         "protocol": dict(bench.protocol()),
     }
     with Journal(out / JOURNAL_NAME, identity) as journal:
-        run = _Run(bench, plan, journal, budget_s, should_stop, clock)
+        run = _Run(bench, plan, journal, budget_s, should_stop, clock, tell)
         on_start(len(run.queue))
         try:
-            run.rows_and_networks(on_row)
+            with _collected_by_hand() if plan.fills_budget else contextlib.nullcontext():
+                run.rows_and_networks(on_row)
         except OSError as error:
             raise _rescued(error, run, identity) from error
         finally:  # time on a GPU is dear: whatever there is becomes a dataset, however it ended
             ended = run.summary.complete or run.out_of_time
             found = bool(journal.rows or journal.networks)
             if found and (ended or plan.fills_budget):
-                run.dataset(identity).save(out)
+                dataset = run.dataset(identity)
+                dataset.save(out) if save is None else save(dataset)
         summary = run.summary
         summary.saved = ended and found
     if summary.complete:
@@ -165,8 +175,9 @@ class _Run:
         budget_s: float | None,
         should_stop: Callable[[], bool],
         clock: Callable[[], float],
+        tell: Callable[..., None],
     ) -> None:
-        self._bench, self._plan, self._journal = bench, plan, journal
+        self._bench, self._plan, self._journal, self._tell = bench, plan, journal, tell
         self._should_stop, self._clock = should_stop, clock
         self.started_s = clock()
         reserve_s = 0.0 if budget_s is None else min(CLOSING_S, budget_s / 20)
@@ -201,6 +212,7 @@ class _Run:
                     block.append(row_id)
                 if not self._suspected[row_id]:
                     on_row(row)
+            gc.collect()
             drifted = bool(block) and self._drifted()
             if drifted:
                 self._suspect(block)
@@ -262,7 +274,7 @@ class _Run:
     def _row(self, row_id: int) -> Measurement | None:
         """Measure a row and write it down; ``None`` if it was put back into the queue."""
         job = self._plan.jobs[row_id]
-        if self._journal.deaths[row_id] >= FATAL_STARTS:
+        if self._journal.deaths[row_id] >= (1 if self._plan.fills_budget else FATAL_STARTS):
             return self._failed(row_id, job, "crashed", "the process died while measuring it")
         self._bench.between_rows()
         self._journal.begin(row_id)
@@ -283,6 +295,7 @@ class _Run:
         except Exception as error:  # one bad layer must not end a campaign
             return self._failed(row_id, job, "unmeasurable", _told(error))
         self._journal.append(row)
+        self._tell("row", row=measurement_to_dict(row), raw=dict(self._bench.raw))
         self.summary.measured += 1
         return row
 
@@ -304,6 +317,7 @@ class _Run:
     def _suspect(self, block: Sequence[int]) -> None:
         """Flag a block and measure it again: at the end, or at once if there may be no end."""
         self.summary.suspect_blocks += 1
+        self._tell("drift", rows=list(block))
         for row_id in block:
             row = self._journal.rows[row_id]
             self._journal.append(replace(row, flags=(*row.flags, "drift")))
@@ -320,7 +334,7 @@ class _Run:
         self._journal.begin_network(_job_key(job))
         for _ in range(TRIES):
             try:
-                network = measure_network(job, self._bench)
+                self._measured(measure_network(job, self._bench))
             except DroppedInterval as error:
                 self.summary.dropped += 1
                 reason = str(error)
@@ -333,12 +347,39 @@ class _Run:
                 self.summary.failed.append(f"{job.model}: {_told(error)}")
                 break
             else:
-                self._journal.append_network(network)
-                self.summary.networks += 1
                 break
         else:
             self.summary.failed.append(f"{job.model}: {reason}")
         self._networks_s += self._clock() - started_s
+
+    def _measured(self, network: NetworkMeasurement) -> None:
+        """Write a network down, and the same as a CUDA graph where that can be."""
+        self._add(network)
+        self.summary.networks += 1
+        try:
+            graph = self._bench.measure_as_graph(network)
+        except DroppedInterval:
+            self.summary.dropped += 1
+        else:
+            if graph is not None:
+                self._add(graph)
+
+    def _add(self, network: NetworkMeasurement) -> None:
+        self._journal.append_network(network)
+        self._tell("network", row=network_to_dict(network), raw=dict(self._bench.raw))
+
+
+@contextlib.contextmanager
+def _collected_by_hand() -> Iterator[None]:
+    """No garbage collection while rows are measured: a large one starves a GPU's queue."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _rescued(error: OSError, run: _Run, identity: dict[str, Any]) -> DatasetError:

@@ -71,6 +71,7 @@ _CONDITIONS = tuple(
         ("power_cap_s", "time of the dwell in which the power limit lowered the clocks [s]"),
         ("counter_power_w", "power that the energy counter gave for the row [W]"),
         ("instant_power_w", "power that instant power gave for the row [W]"),
+        ("burst_power_w", "power before the power limit acted, empty if it did not [W]"),
         ("board", "name of the board, of several of one model"),
     )
 )

@@ -7,6 +7,7 @@ have, under ``what``:
 - ``idle``: ``power_w`` without work, last measured;
 - ``row``, ``network``: a measurement as :mod:`layer_energy.records` writes it, and ``raw``: what
   the sensor said meanwhile;
+- ``drift``: the ids of ``rows`` that were measured beside a slow reference;
 - ``dropped``: a row of the plan that the campaign gave up, its number ``id``, and ``raw``.
 
 Other lines (experiments, references, every update of the counter) are for people.
@@ -17,6 +18,10 @@ limit lowers the clocks, instant power wavers, and only the counter holds all of
 the GPU unevenly, so its power is the counter's as well. Both powers are kept, and rows in which
 they differ by more than ``AGREEMENT`` are flagged ``meters_disagree``.
 
+**Host times.** Logs with a ``calibration`` of a ``board`` but without a line ``format`` timed eager
+calls right after waiting for the device, when the first takes longer: their ``host_time_s`` is left
+out.
+
 **Dropped rows.** Where the host paused and left the GPU without work, the counter shows too little.
 The median time between submissions and instant power at both ends hold all the same
 (``tests/test_gpu_log.py`` compares them with rows that were measured again). They are flagged
@@ -25,6 +30,7 @@ The median time between submissions and instant power at both ends hold all the 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -39,12 +45,13 @@ from typing import Any, TypeVar, cast
 from layer_energy.dataset import Dataset
 from layer_energy.device import slugify
 from layer_energy.errors import DatasetError
+from layer_energy.measure.calibration import AGREEMENT, Calibration
+from layer_energy.raw_log import LOG, RAW, logs
 from layer_energy.records import measurement_from_dict, network_from_dict, number, text
 from layer_energy.workload import LAUNCHES, Device, Launch, Measurement, NetworkMeasurement
 
-RAW = "raw"
-LOG, PLAN = ".jsonl.gz", ".plan.json.gz"
-AGREEMENT = 0.05
+PLAN = ".plan.json.gz"
+DISAGREE = "meters_disagree"
 METER_UNCERTAINTY = 0.05
 """NVIDIA's figure for the sensor: ±5 %."""
 
@@ -95,11 +102,10 @@ def dataset_from_logs(folder: str | Path) -> tuple[Dataset, list[Run]]:
     Raises:
         DatasetError: if there is no log, one is damaged, or they are of different devices.
     """
-    raw = Path(folder) / RAW
-    logs = sorted(raw.glob(f"*{LOG}"))
-    if not logs:
+    raw, found = Path(folder) / RAW, logs(folder)
+    if not found:
         raise DatasetError(f"{raw} holds no *{LOG}; put the raw logs of a campaign there")
-    runs = [_read(log) for log in logs]
+    runs = [_read(log) for log in found]
     _salvage(runs)
     runs = [run for run in runs if run.rows or run.networks]
     if not runs:
@@ -116,6 +122,18 @@ def dataset_from_logs(folder: str | Path) -> tuple[Dataset, list[Run]]:
         _provenance(runs),
         [network for run in runs for network in run.networks],
     ), runs
+
+
+def last_calibration(folder: str | Path, board: str, driver: str) -> Calibration | None:
+    """How a board's sensor was found to behave, if that is in a log of the folder."""
+    for path in reversed(logs(folder)):
+        with contextlib.suppress(DatasetError, KeyError, TypeError):
+            facts = lines(path)[0]
+            drivers = [line["driver"] for line in facts if line["what"] == "sensor"]
+            found = [line for line in facts if line["what"] == "calibration"]
+            if found and drivers == [driver] and found[-1]["board"] == board:
+                return Calibration.from_dict(found[-1]["found"])
+    return None
 
 
 def _salvage(runs: Sequence[Run]) -> None:
@@ -185,6 +203,9 @@ def _read(path: Path) -> Run:
             elif what == "row":
                 row = _row(line, run.name)
                 rows[row.row_id] = row
+            elif what == "drift":
+                for row_id in line["rows"]:
+                    rows[row_id] = replace(rows[row_id], flags=(*rows[row_id].flags, "drift"))
             elif what == "network":
                 run.networks.append(_network(line, run.name))
             elif what == "dropped":
@@ -196,8 +217,18 @@ def _read(path: Path) -> Run:
                 f"{path}, line {n} ({line.get('what')}): {_said(error)}; take the line out, or "
                 "restore the log"
             ) from error
+    if host_times_wrong(found):
+        for row_id, row in rows.items():
+            conditions = row.conditions and replace(row.conditions, host_time_s=None)
+            rows[row_id] = replace(row, conditions=conditions)
     run.rows = [*rows.values()]
     return run
+
+
+def host_times_wrong(found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a log's times of the host cannot be used; see the module's text."""
+    told = {line.get("what") for line in found}
+    return "format" not in told and any("board" in line for line in found)
 
 
 _DAMAGE = (DatasetError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError)
@@ -230,7 +261,9 @@ def _row(line: Mapping[str, Any], board: str) -> Measurement:
 
 def _network(line: Mapping[str, Any], board: str) -> NetworkMeasurement:
     measured = network_from_dict(line["row"])
-    launch: Launch = "graph" if "graph" in measured.flags else "eager"
+    launch: Launch | None = measured.launch
+    if launch is None:  # the first logs had it among the flags
+        launch = "graph" if "graph" in measured.flags else "eager"
     flags = tuple(flag for flag in measured.flags if flag not in LAUNCHES)
     model = _RENAMED.sub("layer_energy.reference_networks:decoder_", measured.model)
     measured = replace(measured, model=model, launch=launch, flags=flags)
@@ -243,23 +276,42 @@ def _with_power(
     """Logs of the first protocol have no ``counter_w``; some hold instant power at edges only."""
     if measured.conditions is None:
         raise DatasetError("a row of a GPU must have conditions, got none")
-    counter_w = number(raw, "counter_w" if "counter_w" in raw else "power_w", positive=True)
-    instant_w = number(raw, "instant_w", positive=True) if "instant_w" in raw else _at_edges(raw)
+    counter_w, instant_w = _powers(raw)
+    if counter_w is None or instant_w is None:
+        by_counter = instant_w is None
     power_w = counter_w if by_counter else instant_w
-    apart = abs(counter_w / instant_w - 1) > AGREEMENT
+    if power_w is None:
+        raise DatasetError("raw holds neither counter_w nor instant_w")
+    flags: tuple[str, ...] = tuple(flag for flag in measured.flags if flag != DISAGREE)
+    if counter_w and instant_w and abs(counter_w / instant_w - 1) > AGREEMENT:
+        flags = (*flags, DISAGREE)
     return replace(
         measured,
         power_w=power_w,
         energy_j=power_w * measured.time_s,
-        flags=(*measured.flags, "meters_disagree") if apart else measured.flags,
+        flags=flags,
         conditions=replace(
             measured.conditions,
             energy_source="counter" if by_counter else "instant power",
             counter_power_w=counter_w,
             instant_power_w=instant_w,
-            board=board,
+            board=measured.conditions.board or board,
         ),
     )
+
+
+def _powers(raw: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """What counter and instant power gave; the first logs have no ``counter_w``."""
+    if "counter_w" not in raw:
+        return number(raw, "power_w", positive=True), _instant(raw)
+    counter_w = None if raw["counter_w"] is None else number(raw, "counter_w", positive=True)
+    return counter_w, _instant(raw)
+
+
+def _instant(raw: Mapping[str, Any]) -> float | None:
+    if "instant_w" not in raw:
+        return _at_edges(raw)
+    return None if raw["instant_w"] is None else number(raw, "instant_w", positive=True)
 
 
 def _at_edges(raw: Mapping[str, Any]) -> float:

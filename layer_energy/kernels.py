@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layer_energy.layers.base import count
-from layer_energy.plan import OPTIMIZER_STEPS
+from layer_energy.layers.optimizer import OPTIMIZER_STEPS
 from layer_energy.sheet import Sheet
 from layer_energy.workload import Gradients, Workload
 

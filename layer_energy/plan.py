@@ -13,12 +13,11 @@ from typing import Any
 from layer_energy.errors import InvalidInput
 from layer_energy.layers.base import count, differentiated, kinds, layer_type
 from layer_energy.layers.memory import GENERIC
+from layer_energy.layers.optimizer import OPTIMIZER_STEPS
 from layer_energy.workload import Cost, Gradients, Params, Workload
 
 PAPER_KINDS = ("conv2d", "max_pool2d", "linear", "relu", "tanh", "sigmoid", "softmax", "batch_norm")
 """The seven layer types of Getzner et al. 2023, and batch normalisation."""
-
-OPTIMIZER_STEPS = ("sgd_step", "adam_step", "adamw_step")
 
 CONVOLUTIONS = {"dense": 0.64, "depthwise": 0.2, "grouped": 0.16}
 """Share of two-dimensional convolutions by kernel: each has a price of its own."""

@@ -31,7 +31,7 @@ _KEYS = {"kind", "params", "dtype", "gradients"} | {
 }
 _NETWORK_KEYS = {field.name for field in fields(NetworkMeasurement)}
 _CONDITION_KEYS = {field.name for field in fields(Conditions)}
-_LATER = {"launch", "counter_power_w", "instant_power_w", "board"}
+_LATER = {"launch", "counter_power_w", "instant_power_w", "burst_power_w", "board"}
 """Fields that rows in older files lack."""
 
 
@@ -201,5 +201,6 @@ def _conditions(row: Any) -> Conditions | None:
         power_cap_s=number(row, "power_cap_s"),
         counter_power_w=_optional(row, "counter_power_w", positive=True),
         instant_power_w=_optional(row, "instant_power_w", positive=True),
+        burst_power_w=_optional(row, "burst_power_w", positive=True),
         board=None if row.get("board") is None else text(row, "board"),
     )

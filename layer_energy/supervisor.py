@@ -6,6 +6,7 @@ writes down what it has and leaves; a new process goes on behind the row that di
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import subprocess
@@ -21,6 +22,9 @@ STOPPED = 3
 GRACE_S = 60.0
 """A worker may outlast the deadline by this much before it is taken for hung."""
 
+HANG_S, START_S = 40.0, 180.0
+"""A worker without a sign for this long hangs; it may take longer to import and warm up."""
+
 WORTHWHILE_S = 60.0
 """With less time left no worker is started again: it would only warm up."""
 
@@ -33,8 +37,11 @@ def supervise(
     progress: Callable[[], int],
     deadline_s: float = math.inf,
     on_restart: Callable[[int], None] = lambda code: None,
+    silent_s: Callable[[], float] = lambda: 0.0,
 ) -> int:
     """Run a command until it ends other than by losing its device.
+
+    A worker that hangs is aborted, which lets it print where, and a new one goes on.
 
     Args:
         command: gives the worker to start now.
@@ -42,6 +49,7 @@ def supervise(
         deadline_s: moment of ``time.monotonic`` by which the work should be done: a worker that
             runs on is ended, and none is started shortly before.
         on_restart: called with the exit code of a worker that is started again.
+        silent_s: seconds since something last came from a worker.
 
     Returns:
         The last worker's exit code; ``STOPPED`` when restarts brought nothing any more.
@@ -55,14 +63,15 @@ def supervise(
     previous = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, forward),
     }
     try:
         fruitless = 0
         while True:
             before = progress()
             workers.append(subprocess.Popen(command()))
-            code = _exit_code(workers[-1], deadline_s - time.monotonic() + GRACE_S)
-            died = code < 0 and -code not in (signal.SIGINT, signal.SIGTERM)
+            code = _exit_code(workers[-1], deadline_s + GRACE_S, silent_s)
+            died = code < 0 and -code not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             if code != LOST and not died:
                 return code
             if time.monotonic() > deadline_s - WORTHWHILE_S:
@@ -76,17 +85,25 @@ def supervise(
             signal.signal(number, handler)
 
 
-def _exit_code(worker: subprocess.Popen[bytes], timeout_s: float) -> int:
-    """Wait for a worker; one that hangs is terminated, then killed, and counts as stopped."""
-    if timeout_s == math.inf:
-        return worker.wait()
+def _exit_code(worker: subprocess.Popen[bytes], end_s: float, silent_s: Callable[[], float]) -> int:
+    """Wait for a worker; one that runs on past the end is ended and counts as stopped."""
+    started_s = time.monotonic()
+    while time.monotonic() < end_s:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return worker.wait(min(1.0, max(end_s - time.monotonic(), 0.0)))
+        here_s = time.monotonic() - started_s
+        silent = silent_s()
+        if silent > (HANG_S if silent < here_s else max(START_S, HANG_S)):
+            worker.send_signal(signal.SIGABRT)
+            return _ended(worker, 2.0)
+    worker.terminate()
+    _ended(worker, GRACE_S / 6)
+    return STOPPED
+
+
+def _ended(worker: subprocess.Popen[bytes], patience_s: float) -> int:
     try:
-        return worker.wait(max(timeout_s, 0.0))
-    except subprocess.TimeoutExpired:
-        worker.terminate()
-    try:
-        worker.wait(GRACE_S / 6)
+        return worker.wait(patience_s)
     except subprocess.TimeoutExpired:
         worker.kill()
-        worker.wait()
-    return STOPPED
+        return worker.wait()

@@ -124,6 +124,8 @@ class Conditions:
         power_cap_s: seconds of the dwell in which the power limit lowered the clocks.
         counter_power_w: what the energy counter gave for the row; ``None`` if not kept.
         instant_power_w: what instant power gave for it; ``None`` if not kept.
+        burst_power_w: power in the first tenths of a second, before the power limit acted;
+            ``None`` if it did not act.
         board: name of the board, where a dataset holds several of one model.
     """
 
@@ -137,6 +139,7 @@ class Conditions:
     power_cap_s: float
     counter_power_w: float | None = None
     instant_power_w: float | None = None
+    burst_power_w: float | None = None
     board: str | None = None
 
 

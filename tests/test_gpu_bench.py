@@ -10,6 +10,7 @@ from layer_energy.errors import DroppedInterval, MeasureError, OutOfMemory
 from layer_energy.layers import workload
 from layer_energy.measure import GpuBench, GpuProtocol
 from layer_energy.measure.calibration import calibrate
+from layer_energy.measure.counter import CounterReader
 from layer_energy.measure.virtual import Truth, VirtualGpu
 from layer_energy.meters.nvml import AssumedSensor, NvmlSensor
 from layer_energy.meters.virtual_nvml import VirtualSensor
@@ -38,6 +39,20 @@ def bench(sensor=None, **options):
 def errors(gpu, measure, rows=ROWS):
     """Relative error of each row's joules."""
     return np.array([measure(work) / gpu.truth.of(work)[1] - 1 for work in rows])
+
+
+def found_by(gpu, sensor):
+    reader = CounterReader(gpu, sensor) if sensor.source == "counter" else None
+    return calibrate(gpu, sensor, reader)
+
+
+def as_an_h200(gpu):
+    """Reads of the counter take 2.2 to 16 ms, those of power microseconds."""
+    gpu.nvml.counter_s = lambda rng: min(2.2e-3 + rng.expovariate(1 / 1e-3), 16e-3)
+    return gpu
+
+
+H200 = {"period_s": 0.099976, "power_period_s": 0.1015, "window_s": 0.1, "lag_s": 0.035}
 
 
 def naive(gpu, dwell_s):
@@ -69,7 +84,7 @@ def accepted(found):
 
 class TestAcceptance:
     @pytest.mark.parametrize("period", [0.02, 0.05, 0.1])
-    def test_edge_to_edge_is_right_over_the_whole_grid(self, period):
+    def test_rows_are_right_over_the_whole_grid(self, period):
         everything = []
         for point in (p for p in GRID if p[0] == period):
             gpu, device = bench(VirtualSensor(point[0], point[1], point[3], point[4], point[2]))
@@ -77,6 +92,13 @@ class TestAcceptance:
             assert accepted(found), (point, found)
             everything.append(found)
         assert accepted(np.concatenate(everything))
+
+    @pytest.mark.parametrize("absent", [set(), {186, 185}])
+    def test_a_board_like_an_h200(self, absent):
+        gpu, _ = virtual(VirtualSensor(**H200))
+        as_an_h200(gpu).nvml.absent = absent
+        device = GpuBench(gpu, NvmlSensor(library=gpu.nvml, clock=gpu.clock), QUICK)
+        assert accepted(errors(gpu, lambda work: device.measure(work).energy_j))
 
     @pytest.mark.parametrize("dwell_s", [0.2, 1.0])
     def test_the_naive_reader_fails_it(self, dwell_s):
@@ -94,8 +116,8 @@ class TestAcceptance:
         assert hot.conditions.temperature_c > 40
         assert hot.energy_j > gpu.truth.of(RELU)[1]
 
-    @pytest.mark.parametrize("per_minute", [200])
-    def test_a_row_costs_two_updates_of_the_counter(self, per_minute):
+    @pytest.mark.parametrize("per_minute", [150])
+    def test_a_row_costs_two_updates_after_settling(self, per_minute):
         gpu, device = bench(VirtualSensor(0.1, 0.025))
         start = gpu.time()
         for work in ROWS:
@@ -109,9 +131,9 @@ class TestCalibration:
         [(0.1, 0.025, True, 0.0, 0.002), (0.1, 0.1, False, 0.06, 0.0), (0.02, 0.01, False, 0, 0)],
     )
     def test_finds_the_sensor_it_is_given(self, period, window, part_time, lag, jitter):
-        found = calibrate(*virtual(VirtualSensor(period, window, lag, jitter, part_time)))
+        found = found_by(*virtual(VirtualSensor(period, window, lag, jitter, part_time)))
         assert found.period_s == pytest.approx(period, rel=1e-3)
-        assert found.jitter_s == pytest.approx(0.9 * jitter, abs=5e-4)
+        assert found.jitter_s == pytest.approx(0.9 * jitter, abs=7e-4)  # the distance of two reads
         assert found.part_time == part_time
         assert found.settle_s >= lag
         if not part_time:
@@ -123,23 +145,23 @@ class TestCalibration:
     @pytest.mark.parametrize(("ratio", "source"), [(0.9, "counter"), (0.5, "instant power")])
     def test_a_counter_that_disagrees_with_power_is_told_or_left(self, ratio, source):
         gpu, sensor = virtual()
-        original = gpu.nvml.sensor.read
-        gpu.nvml.sensor.read = lambda *a: (ratio * original(*a)[0], original(*a)[1])
-        found = calibrate(gpu, sensor)
-        assert found.energy_source == source
+        original = gpu.nvml.sensor.energy_j
+        gpu.nvml.sensor.energy_j = lambda *a: ratio * original(*a)
+        found = found_by(gpu, sensor)
+        assert found.power_source == source
+        assert found.counter == (source == "counter")
         assert f"{ratio:.2f} × the instant power" in found.warnings[0]
 
     def test_a_counter_that_hardly_changes_is_left(self):
         gpu, sensor = virtual()
-        original = gpu.nvml.sensor.read
-        gpu.nvml.sensor.read = lambda *a: (1e4 * int(gpu.time()), original(*a)[1])
-        found = calibrate(gpu, sensor)
-        assert found.energy_source == "instant power"
+        gpu.nvml.sensor.energy_j = lambda *a: 1e4 * int(gpu.time())
+        found = found_by(gpu, sensor)
+        assert (found.counter, found.power_source) == (False, "instant power")
         assert "changed" in found.warnings[0]
 
     @pytest.mark.parametrize("wander", [0.01, 0.02])
     def test_power_that_wanders_does_not_look_like_settling(self, wander):
-        found = calibrate(*virtual(VirtualSensor(lag_s=0.03), wander=wander))
+        found = found_by(*virtual(VirtualSensor(lag_s=0.03), wander=wander))
         assert 0.03 <= found.settle_s < 0.2
 
     def test_a_counter_that_is_all_but_continuous_needs_no_edges(self):
@@ -192,7 +214,9 @@ class TestRow:
         assert row.energy_above_idle_j == pytest.approx(energy_j - 90 * time_s, rel=0.01)
         assert (row.row_id, row.flags, row.quality) == (7, ("test",), "simulated")
         state = row.conditions
-        assert (state.energy_source, state.sm_clock_mhz) == ("counter", 1980)
+        assert (state.energy_source, state.sm_clock_mhz) == ("instant power", 1980)
+        assert state.counter_power_w == pytest.approx(row.power_w, rel=0.01)
+        assert state.board == "GPU-00000000"
         assert state.host_time_s == pytest.approx(2e-5)
 
     def test_a_capped_row_is_kept_and_flagged(self):
@@ -224,8 +248,18 @@ class TestRow:
 
 
 class TestFaults:
-    def test_a_stuck_counter(self):
+    def test_a_stuck_counter_leaves_steady_rows_to_power(self):
         gpu, device = bench()
+        gpu.nvml.sensor.stuck_from_s = gpu.time()
+        row = device.measure(RELU)
+        assert row.energy_j == pytest.approx(gpu.truth.of(RELU)[1], rel=0.01)
+        assert row.conditions.counter_power_w is None
+        assert row.conditions.energy_source == "instant power"
+
+    def test_a_stuck_counter_where_there_is_no_power(self):
+        gpu, _ = virtual()
+        gpu.nvml.absent = {185, 186}
+        device = GpuBench(gpu, NvmlSensor(library=gpu.nvml, clock=gpu.clock), QUICK)
         gpu.nvml.sensor.stuck_from_s = gpu.time()
         with pytest.raises(DroppedInterval, match="not updated"):
             device.measure(RELU)
@@ -246,18 +280,6 @@ class TestFaults:
         gpu, device = bench()
         _between_the_edges(gpu, lambda: setattr(gpu.nvml, "thermal_s", 0.01))
         with pytest.raises(DroppedInterval, match="slowed down by heat"):
-            device.measure(RELU)
-
-    def test_an_update_that_comes_at_another_time(self):
-        _, device = bench()
-        original, late = device._edges.next, iter((0.0, 0.02))
-
-        def shifted(*arguments):
-            edge = original(*arguments)
-            return replace(edge, time_s=edge.time_s + next(late))
-
-        device._edges.next = shifted
-        with pytest.raises(DroppedInterval, match="no multiple of its period"):
             device.measure(RELU)
 
     def test_three_in_a_row_calibrate_again(self):
@@ -345,7 +367,7 @@ def _repeat(device, times):
         device.measure(RELU)
 
 
-def _between_the_edges(gpu, change, after_s=0.18):
+def _between_the_edges(gpu, change, after_s=0.2):
     """Call ``change`` when the next row is half measured."""
     original, calls = gpu.load, []
 

@@ -135,7 +135,7 @@ class TestLadder:
 
     def test_assumed_power_is_the_last_rung(self):
         assumed = AssumedSensor(700.0, "hidden")
-        assert assumed.sample().power_w == pytest.approx(module.LOAD_SHARE * 700.0)
+        assert assumed.power().power_w == pytest.approx(module.LOAD_SHARE * 700.0)
         with pytest.raises(InvalidInput, match="above 0 W"):
             AssumedSensor(0.0, "hidden")
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +102,8 @@ def stopping(notice: str = "stopping after this row") -> Iterator[list[int]]:
         signals.append(number)
         err.print(f"{notice}; press Ctrl-C again to stop at once")
 
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    heeded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {s: signal.signal(s, stop) for s in heeded}
     try:
         yield signals
     finally:
@@ -114,19 +116,53 @@ class Bar:
 
     def __init__(self, progress: Any) -> None:
         self.progress = progress
-        self._task = progress.add_task("rows", total=None)
+        self._task = progress.add_task("rows", total=None, note="")
+        self._started_s = time.monotonic()
 
     def start(self, total: int | None) -> None:
         self.progress.update(self._task, total=total)
 
-    def advance(self) -> None:
-        self.progress.advance(self._task)
+    def advance(self, energy_j: float | None = None) -> None:
+        """One row more.
+
+        Args:
+            energy_j: that the campaign took so far, where it is counted.
+        """
+        rows = self.progress.tasks[self._task].completed + 1
+        note = f"{60 * rows / (time.monotonic() - self._started_s):.0f} rows a minute"
+        if energy_j is not None:
+            note += f", {energy_j / 1e3:.1f} kJ"
+        self.progress.update(self._task, advance=1, note=note)
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Bar]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def progress(quiet: bool, seconds: float | None = None) -> Iterator[Bar]:
+    """Show how work goes on.
 
-    columns = ("measuring", BarColumn(), MofNCompleteColumn(), "ETA", TimeRemainingColumn())
+    Args:
+        quiet: show nothing.
+        seconds: that it will take; if not given, an estimate by rows is shown.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    end_s = time.monotonic() + (seconds or 0.0)
+
+    class Left(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            left = max(0, round(end_s - time.monotonic()))
+            return Text(f"{left // 60}:{left % 60:02d} left")
+
+    rows: tuple[Any, ...] = (BarColumn(), MofNCompleteColumn(), "ETA", TimeRemainingColumn())
+    if seconds is not None:
+        rows = (TextColumn("{task.completed} rows"), Left())
+    columns = ("measuring", *rows, TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=err, disable=quiet) as shown:
         yield Bar(shown)

@@ -28,16 +28,18 @@ from layer_energy.errors import DeviceLost, InvalidInput, MeterError
 
 if TYPE_CHECKING:
     from layer_energy.collect import Summary
+    from layer_energy.dataset import Dataset
+    from layer_energy.layers.optimizer import OPTIMIZER_STEPS
     from layer_energy.measure import Bench
     from layer_energy.plan import Plan
+    from layer_energy.workload import Workload
 
 STOPPED = 3
 GPU_MINUTES = 9.0
+JOURNAL = "journal.jsonl"
 
 
-@app.command(
-    epilog="Example: layer-energy collect --device cuda --minutes 9 --shard 1/3 --out shard-1"
-)
+@app.command(epilog="Example: layer-energy collect --device cuda --minutes 9 --out my-gpu")
 def collect(
     folder: Annotated[Path, typer.Option("--out", help="The dataset's folder; resumed if begun.")],
     device: Annotated[
@@ -51,12 +53,12 @@ def collect(
         str, typer.Option(help="On a GPU: K/N, the K-th of N disjoint parts of the campaign.")
     ] = "1/1",
     mode: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="inference, or training: forward and backward passes, optimizers. On a CPU also "
-            "all: both, mixed."
+            help="inference, training (forward and backward passes, optimizers), or all: both, "
+            "mixed. By default inference on a CPU, all on a GPU."
         ),
-    ] = "inference",
+    ] = None,
     networks: Annotated[
         str | None,
         typer.Option(
@@ -75,42 +77,56 @@ def collect(
         float | None,
         typer.Option(min=0, help="Stop cleanly before this; run again to go on. GPU: 9."),
     ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="On a GPU: also pack the folder into this one file, a .tar.gz."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure random layers on this machine and write a dataset. Ctrl-C stops after the row."""
+    """Measure layers on this machine and write a dataset. Ctrl-C stops after the row.
+
+    On a GPU a finished dataset of the same model is added to.
+    """
     started_s = time.perf_counter()
     kind, index = parse_device(device)
     if kind != "cpu":
         minutes = GPU_MINUTES if minutes is None else minutes
+    if archive is not None:
+        if kind == "cpu":
+            raise InvalidInput("--archive is for a GPU")
+        check_writable(archive.parent)
     if kind == "cuda" and not worker and not dry_run:
         check_writable(folder)
-        raise typer.Exit(_supervised(folder, minutes or 0.0, started_s))
+        code = _supervised(folder, minutes or 0.0, started_s)
+        if archive is not None:
+            _pack(folder, archive)
+        raise typer.Exit(code)
     if kind == "cpu":
-        plan = _cpu_plan(rows, mode, networks, seed)
+        plan = _cpu_plan(rows, mode or "inference", networks, seed)
     else:
-        plan = _gpu_plan(rows, shard, mode, networks, seed)
+        plan = _gpu_plan(folder, rows, shard, mode or "all", networks, seed)
     if dry_run:
         _show_plan(plan, kind, minutes, as_json)
         return
     check_writable(folder)
 
-    def bench() -> Bench:
-        if kind == "cpu":
-            return _cpu_bench(meter, max_power_w, threads)
-        return _gpu_bench(kind, index, max_power_w)
-
     budget_s = None if minutes is None else 60 * minutes - (time.perf_counter() - started_s)
     try:
-        summary = _run(folder, bench, plan, budget_s, quiet=as_json)
+        if kind == "cpu":
+            summary = _run(
+                folder, lambda: _cpu_bench(meter, max_power_w, threads), plan, budget_s, as_json
+            )
+        else:
+            summary = _on_gpu(folder, kind, index, max_power_w, plan, budget_s, as_json)
     except DeviceLost as error:
         from layer_energy.supervisor import LOST
 
         err.print(f"device lost: {error}", highlight=False)
         raise typer.Exit(LOST if worker else STOPPED) from error
     except MeterError as error:
-        if not (folder / "journal.jsonl").exists():
+        if not (folder / JOURNAL).exists():
             raise
         err.print(f"stopped, resumable: {error}", highlight=False)
         raise typer.Exit(STOPPED) from error
@@ -118,6 +134,8 @@ def collect(
         print_json({**vars(summary), "rows_per_minute": summary.rows_per_minute})
     else:
         _show_summary(folder, summary)
+    if archive is not None and not worker:
+        _pack(folder, archive)
     if not summary.saved:
         raise typer.Exit(STOPPED)
 
@@ -125,7 +143,7 @@ def collect(
 def _cpu_plan(rows: str, mode: str, networks: str | None, seed: int) -> Plan:
     from layer_energy.campaign import cpu_campaign
     from layer_energy.networks import NETWORKS
-    from layer_energy.plan import OPTIMIZER_STEPS, default_rows, default_training_rows
+    from layer_energy.plan import default_rows, default_training_rows
 
     if mode not in ("inference", "training", "all"):
         raise InvalidInput(f"--mode must be inference, training or all, got {mode!r}")
@@ -140,20 +158,33 @@ def _cpu_plan(rows: str, mode: str, networks: str | None, seed: int) -> Plan:
         return cpu_campaign(forward, training, NETWORKS if "default" in named else [*named], seed)
 
 
-def _gpu_plan(rows: str, shard: str, mode: str, networks: str | None, seed: int) -> Plan:
-    from layer_energy.campaign import campaign
+def _gpu_plan(
+    folder: Path, rows: str, shard: str, mode: str, networks: str | None, seed: int
+) -> Plan:
+    from layer_energy.gpu_plan import gpu_plan
 
-    if rows != "default" or networks:
+    if rows != "default" or networks or seed:
         raise InvalidInput(
-            "--rows and --networks are for a CPU; a campaign on a GPU fills its --minutes"
+            "--rows, --networks and --seed are for a CPU; a GPU's plan is drawn, and fills its "
+            "--minutes"
         )
-    if mode not in ("inference", "training"):
-        raise InvalidInput(f"--mode must be inference or training on a GPU, got {mode!r}")
+    if mode not in ("inference", "training", "all"):
+        raise InvalidInput(f"--mode must be inference, training or all, got {mode!r}")
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
     if not match:
         raise InvalidInput(f"--shard must be K/N, such as 1/3, got {shard!r}")
     with err.status("planning"):
-        return campaign((int(match[1]), int(match[2])), seed, training=mode == "training")
+        return gpu_plan((int(match[1]), int(match[2])), mode, _measured_before(folder))
+
+
+def _measured_before(folder: Path) -> list[Workload]:
+    """Rows of the finished dataset in a folder; they do not come again."""
+    from layer_energy.datapackage import PACKAGE
+    from layer_energy.dataset import Dataset
+
+    if (folder / JOURNAL).exists() or not (folder / PACKAGE).exists():
+        return []
+    return [m.workload for m in Dataset.load(folder).measurements if m.usable]
 
 
 def _cpu_bench(meter: str, max_power_w: float | None, threads: int | None) -> Bench:
@@ -169,19 +200,68 @@ def _cpu_bench(meter: str, max_power_w: float | None, threads: int | None) -> Be
     return CpuBench(local_cpu(), open_meter(meter, "cpu", **options))
 
 
-def _gpu_bench(kind: str, index: int, max_power_w: float | None) -> Bench:
+def _on_gpu(
+    folder: Path,
+    kind: str,
+    index: int,
+    max_power_w: float | None,
+    plan: Plan,
+    budget_s: float | None,
+    quiet: bool,
+) -> Summary:
+    """Measure, keep a raw log, and add to what the folder holds of other boards."""
+    from layer_energy.datapackage import PACKAGE
+    from layer_energy.gpu_log import dataset_from_logs, last_calibration
     from layer_energy.measure import GpuBench, open_gpu
     from layer_energy.networks import layers
+    from layer_energy.raw_log import RawLog, logs
 
-    with err.status("warming up and calibrating the sensor"):
-        return GpuBench(*open_gpu(kind, index, layers, max_power_w))
+    finished = (folder / PACKAGE).exists() and not (folder / JOURNAL).exists()
+    if finished and not logs(folder):
+        raise InvalidInput(
+            f"{folder} holds a dataset without raw logs, so nothing can be added to it; choose "
+            "another folder"
+        )
+    with RawLog(folder) as log:
+
+        def bench() -> Bench:
+            with err.status("warming up and calibrating the sensor"):
+                gpu, sensor = open_gpu(kind, index, layers, max_power_w)
+                device = gpu.device
+                log.tell(
+                    "device", **device.details, name=device.name, slug=device.slug,
+                    cache=device.cache_bytes,
+                )  # fmt: skip
+                known = last_calibration(folder, sensor.uuid, sensor.driver)
+                return GpuBench(gpu, sensor, calibration=known, tell=log.tell)
+
+        def save(dataset: Dataset) -> None:
+            log.close()
+            several = len(logs(folder)) > 1
+            (dataset_from_logs(folder)[0] if several else dataset).save(folder)
+
+        return _run(folder, bench, plan, budget_s, quiet, log.tell, save)
+
+
+def _pack(folder: Path, archive: Path) -> None:
+    """Write a folder into one file, beside its name first."""
+    import tarfile
+
+    beside = archive.with_name(f".{archive.name}.tmp")
+    try:
+        with tarfile.open(beside, "w:gz") as file:
+            file.add(folder, arcname=folder.resolve().name)
+        beside.replace(archive)
+    finally:
+        beside.unlink(missing_ok=True)
+    err.print(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB")
 
 
 def _supervised(folder: Path, minutes: float, started_s: float) -> int:
     """Run this very command as a worker, again and again if it loses its device."""
     from layer_energy.supervisor import supervise
 
-    journal = folder / "journal.jsonl"
+    journal = folder / JOURNAL
     deadline_s = time.monotonic() + 60 * minutes - (time.perf_counter() - started_s)
 
     def command() -> list[str]:
@@ -193,34 +273,53 @@ def _supervised(folder: Path, minutes: float, started_s: float) -> int:
         lines = journal.read_bytes().split(b"\n") if journal.exists() else []
         return sum(b'"row":' in line and b'"failed"' not in line for line in lines)
 
+    def silent_s() -> float:
+        times = [path.stat().st_mtime for path in (journal, *folder.glob("raw/*.jsonl"))
+                 if path.exists()]  # fmt: skip
+        return time.time() - max(times, default=begun_s)
+
+    begun_s = time.time()
     code = supervise(
         command,
         measured,
         deadline_s,
         on_restart=lambda code: err.print(f"the worker ended with {code}; starting a new one"),
+        silent_s=silent_s,
     )
     return code if code >= 0 else 128 - code  # as shells tell of a signal
 
 
 def _run(
-    folder: Path, bench: Callable[[], Bench], plan: Plan, budget_s: float | None, quiet: bool
+    folder: Path,
+    bench: Callable[[], Bench],
+    plan: Plan,
+    budget_s: float | None,
+    quiet: bool,
+    tell: Callable[..., None] = lambda what, **facts: None,
+    save: Callable[[Dataset], None] | None = None,
 ) -> Summary:
     from layer_energy.collect import collect as run
 
     started_s = time.perf_counter()
     with stopping() as stopped:
         ready = bench()
-        with progress(quiet) as bar:
-            return run(
-                folder,
-                ready,
-                plan,
-                budget_s=None if budget_s is None else budget_s + started_s - time.perf_counter(),
-                on_start=lambda n: bar.start(None if plan.fills_budget else n),
-                on_row=lambda row: bar.advance(),
-                should_stop=lambda: bool(stopped),
-                clock=ready.clock,
-            )
+        left_s = None if budget_s is None else budget_s + started_s - time.perf_counter()
+        try:
+            with progress(quiet, left_s if plan.fills_budget else None) as bar:
+                return run(
+                    folder,
+                    ready,
+                    plan,
+                    budget_s=left_s,
+                    on_start=lambda n: bar.start(None if plan.fills_budget else n),
+                    on_row=lambda row: bar.advance(ready.energy_j()),
+                    should_stop=lambda: bool(stopped),
+                    clock=ready.clock,
+                    tell=tell,
+                    save=save,
+                )
+        finally:
+            ready.close()
 
 
 def _show_summary(folder: Path, summary: Summary) -> None:

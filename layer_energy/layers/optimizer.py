@@ -38,7 +38,7 @@ class FusedStep(LayerType):
             return [torch.empty(size) for size in sizes]
 
         states = [tensors() for _ in range(self.states)]
-        steps = [torch.ones((), device="cpu") for _ in sizes]
+        steps = torch.ones(len(sizes), device="cpu")  # goes to the device in one copy
         return module(self._step), (tensors(), tensors(), states, steps)
 
     def _step(self, parameters: Any, gradients: Any, states: Any, steps: Any) -> None:
@@ -50,7 +50,7 @@ class FusedStep(LayerType):
             return
         step: Any = torch._fused_adamw_ if self.kind == "adamw_step" else torch._fused_adam_
         step(  # with beta2 = 0 random second moments, negative ones too, are forgotten at once
-            parameters, gradients, *states, [], steps, lr=1e-6, beta1=0.9, beta2=0.0,
+            parameters, gradients, *states, [], list(steps.unbind()), lr=1e-6, beta1=0.9, beta2=0.0,
             weight_decay=1e-2, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip
 
@@ -73,3 +73,5 @@ class FusedStep(LayerType):
 register(FusedStep("sgd_step", 1, "_fused_sgd_"))
 register(FusedStep("adam_step", 2, "_fused_adam_"))
 register(FusedStep("adamw_step", 2, "_fused_adamw_"))
+
+OPTIMIZER_STEPS = ("sgd_step", "adam_step", "adamw_step")

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from layer_energy.layers.base import workload
@@ -33,11 +34,13 @@ class Bench(Protocol):
         device: which.
         meter: name of the source of joules.
         quality: of those, one of :data:`layer_energy.meters.base.QUALITIES`.
+        raw: what a GPU's sensor said during the last measurement; empty on a CPU.
     """
 
     device: Device
     meter: str
     quality: str
+    raw: Mapping[str, Any]
 
     def measure(self, work: Workload, row_id: int = 0, flags: Sequence[str] = ()) -> Measurement:
         """Measure a workload.
@@ -66,6 +69,17 @@ class Bench(Protocol):
         """
         ...
 
+    def measure_as_graph(self, eager: NetworkMeasurement) -> NetworkMeasurement | None:
+        """The model measured last again, as one CUDA graph.
+
+        Args:
+            eager: what :meth:`measure_model` just gave.
+
+        Returns:
+            ``None`` where that cannot be: on a CPU, for training steps, or if it is not captured.
+        """
+        ...
+
     def drifted(self) -> bool:
         """Whether the device is slower, or busier, than it usually is."""
         ...
@@ -76,6 +90,14 @@ class Bench(Protocol):
 
     def clock(self) -> float:
         """Seconds, of which a collection's budget is made."""
+        ...
+
+    def energy_j(self) -> float | None:
+        """Joules since this bench was made; ``None`` where they are not counted all the time."""
+        ...
+
+    def close(self) -> None:
+        """Measure no more."""
         ...
 
     def protocol(self) -> Mapping[str, Any]:
@@ -124,6 +146,7 @@ class CpuBench:
     """The processor torch runs on; see :mod:`layer_energy.measure.cpu` for the protocol."""
 
     DRIFT_LIMIT = 0.10
+    raw: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, device: Device, meter: Meter, protocol: cpu.Protocol | None = None) -> None:
         self.device = device
@@ -147,6 +170,10 @@ class CpuBench:
         """See :class:`Bench`."""
         return cpu.measure_model(name, build, dtype, mode, self._meter)
 
+    def measure_as_graph(self, eager: NetworkMeasurement) -> NetworkMeasurement | None:
+        """See :class:`Bench`."""
+        return None
+
     def drifted(self) -> bool:
         """See :class:`Bench`."""
         return self._references.drifted()
@@ -156,6 +183,13 @@ class CpuBench:
         cpu.release_memory()
 
     clock = staticmethod(time.perf_counter)
+
+    def energy_j(self) -> float | None:
+        """See :class:`Bench`."""
+        return None
+
+    def close(self) -> None:
+        """See :class:`Bench`."""
 
     def protocol(self) -> Mapping[str, Any]:
         """See :class:`Bench`."""

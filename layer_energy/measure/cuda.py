@@ -14,13 +14,26 @@ import torch
 from layer_energy.device import local_gpu
 from layer_energy.errors import DeviceLost, LayerEnergyError, MeasureError, OutOfMemory
 from layer_energy.layers.base import count
-from layer_energy.measure.gpu import Build, Variant, input_text
+from layer_energy.layers.optimizer import OPTIMIZER_STEPS
+from layer_energy.measure.gpu import Build, Variant, in_thread, input_text
 from layer_energy.measure.layer import Forward, behind_relu, execute, passes, rotation
 from layer_energy.measure.network import HALF, network
 from layer_energy.workload import Workload
 
 MAX_EXECUTIONS = 512
 MIN_SUBMISSION_S = 1e-3
+TRAINING_SUBMISSION_S = 3e-3
+"""Capturing hundreds of backward passes takes the host 30 to 60 ms: fewer do."""
+
+TIME_CAP_S = 0.04
+"""A layer that takes longer is not worth its time."""
+
+RESERVED_BYTES = 40 << 30
+"""With more than this cached by the allocator, the cache is emptied before a capture."""
+
+OPTIMIZER_COPIES = 8
+"""Of thousands of tensors each; more take a second to make."""
+
 TIMED = 4
 """Eager executions that tell how long one takes."""
 
@@ -37,6 +50,7 @@ class CudaGpu:
     """
 
     quality = "measured"
+    _allocator: Any = torch._C
 
     def __init__(
         self, index: int = 0, runtime: Any = torch.cuda, torch_device: str | None = None
@@ -47,11 +61,15 @@ class CudaGpu:
         runtime.set_device(index)
         self._stream = runtime.Stream()
         runtime.set_stream(self._stream)
-        self._pool = runtime.graph_pool_handle()
+        self.time_cap_s = TIME_CAP_S
+        self._index = index
         self._failed: list[Any] = []
+        self._pool: Any = None
+        self._keeper: Any = None
 
     clock = staticmethod(time.perf_counter)
     sleep = staticmethod(time.sleep)
+    background = staticmethod(in_thread)
 
     def load(
         self, workload: Workload, variant: Variant = (), submission_s: float = 0.0075
@@ -60,6 +78,8 @@ class CudaGpu:
         with self.errors(f"{workload.kind} {dict(workload.params)}"):
             _set_precision(workload.dtype)
             torch.backends.cudnn.benchmark = "autotuned" in variant
+            if workload.gradients != "none":
+                submission_s = min(submission_s, TRAINING_SUBMISSION_S)
             return self._layer(workload, "hot" in variant, submission_s)
 
     def load_module(self, build: Build, dtype: str, mode: str) -> CudaProgram:
@@ -82,11 +102,23 @@ class CudaGpu:
             program.start()
             return program
 
+    def graph_of(self, program: CudaProgram) -> CudaProgram | None:
+        """See :class:`layer_energy.measure.gpu.Gpu`."""
+        with self.errors("the model as a graph"):
+            graph = self._captured(program.run)
+            if graph is None:
+                return None
+            made = CudaProgram(self, graph.replay, 1, flags=("graph",))
+            made.holds(graph, program.run)
+            made.input = program.input
+            made.start()
+            return made
+
     def release(self) -> None:
         """See :class:`layer_energy.measure.gpu.Gpu`."""
         with self.errors("releasing memory"):
             self._runtime.synchronize()
-            self._pool = self._runtime.graph_pool_handle()
+            self._pool = self._keeper = None
             gc.collect()  # models may hold circles
             self._runtime.empty_cache()
 
@@ -99,18 +131,25 @@ class CudaGpu:
     def _layer(self, workload: Workload, hot: bool, submission_s: float) -> CudaProgram:
         cost, _ = count(workload)
         rectified = behind_relu(workload)
-        first = passes(workload, self._torch_device, rectified)
+        first = passes(workload, self._torch_device, rectified, captured=True)
 
         def once() -> None:
             execute([first], 1)
 
-        for _ in range(2):
+        once()
+        self._refuse_slow(once)
+        for _ in range(2):  # the first launch after waiting for the device takes the host longer
             once()
         host_s, time_s = self._time(once)
         repeats = _clamped(submission_s / time_s)
         copies = 1 if hot else min(rotation(self.device, cost.bytes), repeats)
+        if workload.kind in OPTIMIZER_STEPS:
+            copies = min(copies, OPTIMIZER_COPIES)
         runs = [first]
-        runs += [passes(workload, self._torch_device, rectified) for _ in range(copies - 1)]
+        runs += [
+            passes(workload, self._torch_device, rectified, captured=True)
+            for _ in range(copies - 1)
+        ]
         if workload.gradients != "none":
             execute(runs[1:], 1)  # the first pass makes the gradients that arrive
         program = self._program(runs, repeats)
@@ -121,6 +160,22 @@ class CudaGpu:
             program = self._program(runs, more)
         program.host_time_s = host_s
         return program
+
+    def _refuse_slow(self, once: Callable[[], None]) -> None:
+        """Refuse what takes the device too long, once it is warm.
+
+        Raises:
+            MeasureError: if it does.
+        """
+        begin = self.event()
+        once()
+        end = self.event()
+        end.synchronize()
+        took_s = begin.elapsed_time(end) / 1e3
+        if took_s > self.time_cap_s:
+            raise MeasureError(
+                f"one execution takes {took_s:.3f} s, and {self.time_cap_s:g} s are allowed"
+            )
 
     def _program(self, runs: list[Forward], repeats: int) -> CudaProgram:
         rotating = itertools.cycle(runs)
@@ -138,38 +193,71 @@ class CudaGpu:
         program.start()
         return program
 
-    def _captured(self, submit: Callable[[], None]) -> Any:
+    def _captured(self, submit: Callable[[], Any]) -> Any:
         """A graph of what ``submit`` launches, ``None`` if that cannot be captured."""
+        if self._runtime.memory_reserved() > RESERVED_BYTES:
+            self._runtime.empty_cache()
+        if self._pool is None:
+            self._renew_pool()
         graph = self._runtime.CUDAGraph()
+        begun = False
         try:
             graph.capture_begin(pool=self._pool)
-            try:
-                submit()
-            except Exception:
-                with suppress(RuntimeError):  # the first error is the one to tell
-                    graph.capture_end()
-                raise
+            begun = True
+            submit()
             graph.capture_end()
         except self._runtime.OutOfMemoryError:
-            self._forget(graph)
+            self._forget(graph, begun)
             raise
         except (RuntimeError, NotImplementedError):
+            self._forget(graph, begun)
             self._runtime.synchronize()  # raises if the error is there to stay
-            self._forget(graph)
             return None
         return graph
 
-    def _forget(self, graph: Any) -> None:
-        """Bring allocator and random generator back to normal after a capture that failed.
+    def _renew_pool(self) -> None:
+        """A new memory pool for graphs, with one in it that stays.
 
-        The memory pool may still count as being recorded to, and the generator as being captured,
-        until a capture ends well.
+        A pool whose last graph is gone takes no other: ``capture_begin`` then fails an assertion
+        of torch's, and everything after it would run uncaptured.
         """
-        self._failed.append(graph)  # what it recorded to must not be freed under the allocator
         self._pool = self._runtime.graph_pool_handle()
-        empty = self._runtime.CUDAGraph()
-        empty.capture_begin(pool=self._pool)
-        empty.capture_end()
+        tiny = torch.zeros(8, device=self._torch_device)
+        tiny.add_(1)
+        self._runtime.synchronize()
+        keeper = self._runtime.CUDAGraph()
+        keeper.capture_begin(pool=self._pool)
+        tiny.add_(1)
+        keeper.capture_end()
+        self._keeper = keeper, tiny
+
+    def _forget(self, graph: Any, begun: bool) -> None:
+        """Bring the allocator back to normal after a capture that failed, and leave its pool.
+
+        A capture that ended is undone by ``reset``. One whose end fails leaves the allocator
+        recording to the pool, for ever: it is told to stop, and the graph is kept, since what it
+        recorded to must not be freed.
+        """
+        ended = False
+        if begun:
+            with suppress(RuntimeError):  # the first error is the one to tell
+                graph.capture_end()
+                ended = True
+        if ended:
+            with suppress(RuntimeError):
+                graph.reset()
+        else:
+            self._failed.append((graph, self._keeper))
+            if begun:
+                self._stop_recording()
+        self._pool = self._keeper = None
+
+    def _stop_recording(self) -> None:
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            undo = getattr(self._allocator, name, None)
+            if undo is not None:
+                with suppress(RuntimeError):
+                    undo(self._index, self._pool)
 
     def _time(self, run: Callable[[], Any]) -> tuple[float, float]:
         """Seconds of the host and of the device for one eager execution."""
@@ -200,7 +288,11 @@ class CudaGpu:
 
 
 class CudaProgram:
-    """See :class:`layer_energy.measure.gpu.Program`."""
+    """See :class:`layer_energy.measure.gpu.Program`.
+
+    Attributes:
+        run: submits once.
+    """
 
     submission_s = burst_time_s = 0.0
     host_time_s: float | None = None
@@ -215,7 +307,8 @@ class CudaProgram:
         flags: tuple[str, ...] = (),
     ) -> None:
         self.executions, self.host_bound, self.flags = executions, host_bound, flags
-        self._gpu, self._run = gpu, run
+        self._gpu = gpu
+        self.run = run
         self._held: tuple[Any, ...] = ()
         self._events: list[Any] = []
         self._ends: list[float] = []
@@ -226,10 +319,10 @@ class CudaProgram:
 
     def start(self) -> None:
         """Time a submission after a pause, the very first one left out, and set the clock."""
-        self._run()
+        self.run()
         self._gpu.event().synchronize()
         begin = self._gpu.event()
-        self._run()
+        self.run()
         end = self._gpu.event()
         end.synchronize()
         self.submission_s = max(begin.elapsed_time(end) / 1e3, 1e-6)
@@ -241,7 +334,7 @@ class CudaProgram:
     def submit(self) -> None:
         """See :class:`layer_energy.measure.gpu.Program`."""
         with self._gpu.errors("a submission"):
-            self._run()
+            self.run()
             self._events.append(self._gpu.event())
 
     def completions_s(self) -> list[float]:
@@ -263,7 +356,7 @@ class CudaProgram:
         with self._gpu.errors("waiting for the queue"):
             if self._events:
                 self._events[-1].synchronize()
-        self._run = _nothing
+        self.run = _nothing
         self._held = ()
 
 

@@ -6,12 +6,14 @@ A *program* is a workload made ready: its weights and inputs lie on the device a
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from layer_energy.workload import Device, Workload
 
-QUEUE_S = 0.02
+QUEUE_S = 0.03
 """Work kept in the device's queue, so that a pause of the host does not reach the device."""
 
 TOP_UP_S = 1e-3
@@ -113,6 +115,22 @@ class Gpu(Protocol):
         """
         ...
 
+    def graph_of(self, program: Any) -> Program | None:
+        """A model's program as one CUDA graph; ``None`` if it cannot be captured.
+
+        Args:
+            program: from :meth:`load_module`, for inference.
+        """
+        ...
+
+    def background(self, step: Callable[[], float | None]) -> None:
+        """Call ``step`` again and again beside everything else.
+
+        Args:
+            step: returns the seconds until its next call, or ``None`` to end.
+        """
+        ...
+
     def release(self) -> None:
         """Give cached memory back to the device."""
         ...
@@ -123,6 +141,16 @@ def input_text(inputs: Sequence[Any]) -> str:
     first = inputs[0]
     shape = "x".join(map(str, first.shape))
     return shape if first.is_floating_point() else f"{shape}:{str(first.dtype).split('.')[-1]}"
+
+
+def in_thread(step: Callable[[], float | None]) -> None:
+    """Call ``step`` in a thread of its own; see :meth:`Gpu.background`."""
+
+    def run() -> None:
+        while (pause_s := step()) is not None:
+            time.sleep(pause_s)
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 class Pump:

@@ -1,40 +1,30 @@
-"""Measuring on a GPU: steady power between updates of the energy counter × time per execution.
+"""Measuring on a GPU: steady power × time per execution, of the same interval.
 
 One row: load the next program while the last one's queue drains, keep the device busy with it, let
-power and sensor settle, then take the counter from one update to a later one. Energy per execution
-is the mean power between those two updates × the time per execution between the same two, both of
-the same steady state. The time of the first milliseconds is stored beside it and never multiplied
-by steady power: at the power limit the clocks come down within milliseconds.
+power and sensor settle, then watch (:mod:`layer_energy.measure.interval`). The time of the first
+milliseconds is stored beside it and never multiplied by steady power: at the power limit the clocks
+come down.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from layer_energy.errors import DroppedInterval, MeasureError, OutOfMemory
+from layer_energy.errors import DroppedInterval, MeasureError, MeterError, OutOfMemory
 from layer_energy.layers.base import count
 from layer_energy.measure.bench import GPU_REFERENCES, References
 from layer_energy.measure.calibration import Calibration, calibrate
-from layer_energy.measure.edges import Edge, Edges
-from layer_energy.measure.gpu import TOP_UP_S, Build, Gpu, Idle, Program, Pump
-from layer_energy.meters.nvml import (
-    ASSUMED_POWER,
-    AVERAGE_POWER,
-    COUNTER,
-    INSTANT_POWER,
-    AssumedSensor,
-    NvmlSensor,
-    Sample,
-    Sensor,
-)
+from layer_energy.measure.counter import CounterReader, slope_w
+from layer_energy.measure.gpu import Build, Gpu, Idle, Program, Pump
+from layer_energy.measure.interval import Interval, Watch
+from layer_energy.meters.nvml import AVERAGE_POWER, COUNTER, AssumedSensor, NvmlSensor, Sensor
 from layer_energy.workload import (
+    LAUNCHES,
     Conditions,
+    Launch,
     Measurement,
     NetworkMeasurement,
     Params,
@@ -42,22 +32,31 @@ from layer_energy.workload import (
 )
 
 DRIFT_LIMIT = 0.03
-MAX_POWER = 1.3
-"""More than this many times the power limit cannot be true."""
-
 DROPS_BEFORE_CALIBRATION = 3
+RECALIBRATIONS = 2
+"""At most; a sensor that keeps failing is not helped by more."""
+
 IDLE_EVERY = 4
 """Blocks between two measurements of idle power."""
 
 REFERENCE_TRIES = 3
 PROCESSES_EVERY_S = 10.0
-STARVED = 0.02
-"""Share of a dwell in which the queue may have run dry."""
 
 _GAIN = "NVML ({}) counts the whole board; its gain is known to ±5 % and differs by card."
 
+BOARD = 12
+"""Characters of its UUID that name a board: ``GPU-`` and eight more."""
+
 BATCH_NAMES = ("batch", "tokens", "rows", "outer", "elements", "kept")
 """Parameters to halve when memory is short, the first that a layer type has."""
+
+
+Tell = Callable[..., None]
+"""``tell(what, **facts)``: writes a line of the raw log."""
+
+
+def _unheard(what: str, **facts: Any) -> None:
+    """Where nobody keeps a log."""
 
 
 @dataclass(frozen=True)
@@ -65,76 +64,114 @@ class GpuProtocol:
     """How long a row is watched.
 
     Attributes:
-        dwell_s: shortest dwell by the counter; at least one of its periods is taken.
-        submissions: fewest submissions within a dwell.
-        instant_dwell_s, average_dwell_s: dwell where there is no counter but power.
-        network_dwell_s, network_periods: shortest dwell of a whole network.
-        warm_up_s: load before the first calibration.
+        dwell_s: shortest time to watch a row.
+        submissions: fewest submissions within that.
+        average_dwell_s: the same where there is nothing but average power.
+        network_dwell_s: shortest time to watch a whole network.
+        part_time_dwell_s: the same where the counter integrates only part of the time.
+        warm_up_s: load before anything is measured.
         bytes_cap: a layer larger than this is refused.
     """
 
     dwell_s: float = 0.1
     submissions: int = 5
-    instant_dwell_s: float = 0.4
     average_dwell_s: float = 3.0
-    network_dwell_s: float = 0.6
-    network_periods: int = 6
-    warm_up_s: float = 10.0
+    network_dwell_s: float = 0.8
+    part_time_dwell_s: float = 2.0
+    warm_up_s: float = 2.0
     bytes_cap: int = 16 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class _Interval:
-    """What a dwell gave."""
-
-    power_w: float
-    time_s: float
-    spread: float
-    submissions: int
-    power_cap_s: float
 
 
 class GpuBench:
     """One GPU and its sensor.
 
+    Args:
+        gpu: executes.
+        sensor: of the same board.
+        protocol: how long rows are watched.
+        calibration: how this sensor behaves, if that was found before.
+        tell: writes what happens into a raw log.
+
     Raises:
         MeterError: if the sensor shows nothing that can be measured with.
+
+    Attributes:
+        raw: what the sensor said during the last measurement.
     """
 
     meter = "nvml"
 
-    def __init__(self, gpu: Gpu, sensor: Sensor, protocol: GpuProtocol | None = None) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        sensor: Sensor,
+        protocol: GpuProtocol | None = None,
+        calibration: Calibration | None = None,
+        tell: Tell = _unheard,
+    ) -> None:
         self.device = gpu.device
         assumed = isinstance(sensor, AssumedSensor)
         self.quality = "estimated" if assumed else gpu.quality
         self._uncertainty = 0.5 if assumed else 0.05
-        self._gpu, self._sensor = gpu, sensor
+        self._gpu, self._sensor, self._tell = gpu, sensor, tell
         self._protocol = protocol or GpuProtocol()
         self._previous: Program | None = None
         self._drops = self._blocks = 0
         self._foreign: set[int] = set()
         self._processes_s = gpu.clock()
         self._references = References(GPU_REFERENCES, self._reference, DRIFT_LIMIT)
+        self.raw: Mapping[str, Any] = {}
+        self._reader: CounterReader | None = None
+        if isinstance(sensor, NvmlSensor) and sensor.source == COUNTER:
+            self._reader = CounterReader(gpu, sensor)
         self._warm_up()
         # whoever is there already: in a container, this very process under another number
         self._neighbours = set(sensor.foreign_processes())
         self.calibrations: list[Calibration] = []
         self.idle_power_w = 0.0
-        self.calibrate()
+        self._tell(
+            "sensor", name=sensor.name, driver=sensor.driver, uuid=sensor.uuid,
+            answered=sensor.answered, limit=sensor.power_limit_w,
+        )  # fmt: skip
+        if calibration is None:
+            self.calibrate()
+        else:
+            self._take(calibration)
+            self._measure_idle()
 
     def calibrate(self) -> Calibration:
         """Find out again how the sensor behaves."""
-        found = calibrate(self._gpu, self._sensor)
+        found = calibrate(self._gpu, self._sensor, self._reader)
+        self._take(found)
+        return found
+
+    def _take(self, found: Calibration) -> None:
         self.calibrations.append(found)
         self.idle_power_w = found.idle_power_w
-        if isinstance(self._sensor, NvmlSensor):
-            self._edges = Edges(self._sensor, self._gpu.clock, found.period_s, found.jitter_s)
-        return found
+        if self._reader is not None and not found.counter:
+            self._reader.close()
+            self._reader = None
+        self._watch = Watch(self._gpu, self._sensor, self._reader, found)
+        self._tell("calibration", board=self._sensor.uuid, found=asdict(found))
+        self._tell("bench", idle=self.idle_power_w)
+
+    def energy_j(self) -> float | None:
+        """See :class:`layer_energy.measure.bench.Bench`."""
+        return None if self._reader is None else self._reader.energy_j()
+
+    def close(self) -> None:
+        """Leave the sensor alone, and give memory back."""
+        if self._reader is not None:
+            self._reader.close()
+        self._close_previous()
 
     def measure(self, work: Workload, row_id: int = 0, flags: Sequence[str] = ()) -> Measurement:
         """See :class:`layer_energy.measure.bench.Bench`."""
         program, work, halved = self._load(work, flags)
-        interval = self._checked(program, self._protocol.dwell_s)
+        dwell_s = self._protocol.dwell_s
+        if self.calibrations[-1].power_source == AVERAGE_POWER:
+            dwell_s = self._protocol.average_dwell_s
+        interval = self._checked(program, dwell_s)
         return Measurement(
             workload=work,
             time_s=interval.time_s,
@@ -145,7 +182,7 @@ class GpuBench:
             executions=interval.submissions * program.executions,
             quality=self.quality,
             meter=self.meter,
-            flags=(*flags, *halved, *program.flags, *self._remarks(interval)),
+            flags=(*flags, *halved, *program.flags, *interval.remarks),
             row_id=row_id,
             conditions=self._conditions(program, interval),
         )
@@ -155,8 +192,28 @@ class GpuBench:
         self._release_previous()
         program = self._gpu.load_module(build, dtype, mode)
         self._previous = program
-        period_s = self.calibrations[-1].period_s
-        dwell_s = max(self._protocol.network_dwell_s, self._protocol.network_periods * period_s)
+        return self._network(program, name, dtype, mode, "eager")
+
+    def measure_as_graph(self, eager: NetworkMeasurement) -> NetworkMeasurement | None:
+        """See :class:`layer_energy.measure.bench.Bench`."""
+        model = self._previous
+        if model is None or eager.mode != "inference":
+            return None
+        program = self._gpu.graph_of(model)
+        if program is None:
+            return None
+        try:
+            return self._network(program, eager.model, eager.dtype, eager.mode, "graph")
+        finally:
+            program.close()
+
+    def _network(
+        self, program: Program, name: str, dtype: str, mode: str, launch: Launch
+    ) -> NetworkMeasurement:
+        protocol, found = self._protocol, self.calibrations[-1]
+        dwell_s = protocol.part_time_dwell_s if found.part_time else protocol.network_dwell_s
+        if found.power_source == AVERAGE_POWER:
+            dwell_s = protocol.average_dwell_s
         interval = self._checked(program, dwell_s)
         return NetworkMeasurement(
             model=name,
@@ -171,9 +228,9 @@ class GpuBench:
             repeats=interval.submissions,
             quality=self.quality,
             meter=self.meter,
-            flags=(*program.flags, *self._remarks(interval)),
+            flags=(*(f for f in program.flags if f not in LAUNCHES), *interval.remarks),
             conditions=self._conditions(program, interval),
-            launch="eager",
+            launch=launch,
         )
 
     def drifted(self) -> bool:
@@ -181,6 +238,9 @@ class GpuBench:
         self._blocks += 1
         if self._blocks % IDLE_EVERY == 0:
             self._measure_idle()
+        if self._reader is not None:
+            updates = self._reader.take_new()
+            self._tell("edges", all=[[u.before_s, u.after_s, u.energy_j] for u in updates])
         foreign, self._foreign = self._foreign, set()
         for _ in range(REFERENCE_TRIES):
             try:
@@ -220,7 +280,7 @@ class GpuBench:
             "reference_time_s": [list(values) for values in self._references.values],
             "meter_relative_uncertainty": self._uncertainty,
             "assumptions": [
-                *([_GAIN.format(self.calibrations[-1].energy_source)] if sensor.answered else []),
+                *([_GAIN.format(_used(self.calibrations[-1]))] if sensor.answered else []),
                 *dict.fromkeys(w for each in self.calibrations for w in each.warnings),
             ],
         }
@@ -230,7 +290,9 @@ class GpuBench:
         Pump(self._gpu, program).until(self._gpu.clock() + self._protocol.warm_up_s)
 
     def _reference(self, work: Workload) -> float:
-        return self.measure(work).time_s
+        row = self.measure(work)
+        self._tell("reference", kind=work.kind, time_s=row.time_s, power_w=row.power_w)
+        return row.time_s
 
     def _load(
         self, work: Workload, flags: Sequence[str]
@@ -272,120 +334,25 @@ class GpuBench:
         self._close_previous()
         self._gpu.release()
 
-    def _checked(self, program: Program, dwell_s: float) -> _Interval:
+    def _checked(self, program: Program, dwell_s: float) -> Interval:
+        dwell_s = max(dwell_s, self._protocol.submissions * program.submission_s)
         try:
-            interval = self._interval(program, dwell_s)
+            interval = self._watch.interval(program, dwell_s)
         except DroppedInterval:
             self._drops += 1
-            if self._drops == DROPS_BEFORE_CALIBRATION:
+            if self._drops == DROPS_BEFORE_CALIBRATION and len(self.calibrations) <= RECALIBRATIONS:
                 self._drops = 0
-                self.calibrate()
+                with suppress(MeterError, DroppedInterval):  # then the old one must do
+                    self.calibrate()
             raise
         self._drops = 0
+        self.raw = interval.raw
         return interval
 
-    def _interval(self, program: Program, dwell_s: float) -> _Interval:
-        dwell_s = max(dwell_s, self._protocol.submissions * program.submission_s)
-        found = self.calibrations[-1]
-        settle_s = max(found.settle_s, program.submission_s)
-        if found.energy_source == COUNTER and program.host_bound:
-            self._edges.next(self._gpu.clock(), Idle(self._gpu))  # while the host has time
-        pump = Pump(self._gpu, program)
-        settled_s = self._gpu.clock() + settle_s
-        pump.top_up()
-        if found.energy_source == COUNTER:
-            between = self._beats if program.host_bound else self._updates
-            first, last = between(pump, settled_s, dwell_s)
-            start_s, end_s = first.time_s, last.time_s
-            power_w = (last.energy_j - first.energy_j) / (end_s - start_s)
-            before, after = first.sample, last.sample
-        else:
-            minimum_s = {
-                INSTANT_POWER: self._protocol.instant_dwell_s,
-                AVERAGE_POWER: self._protocol.average_dwell_s,
-                ASSUMED_POWER: self._protocol.dwell_s,
-            }[found.energy_source]
-            pump.until(settled_s)
-            samples = self._power_samples(pump, max(dwell_s, minimum_s))
-            before, after = samples[0], samples[-1]
-            start_s, end_s = before.time_s, after.time_s
-            power_w = statistics.median(_shown_power_w(s, found.energy_source) for s in samples)
-        self._check_health(before, after, power_w)
-        return self._timed(
-            program, power_w, start_s, end_s, max(0.0, after.power_cap_s - before.power_cap_s)
-        )
-
-    def _updates(self, pump: Pump, settled_s: float, dwell_s: float) -> tuple[Edge, Edge]:
-        """Two updates of the counter, each seen when it came."""
-        period_s = self.calibrations[-1].period_s
-        first = self._edges.next(settled_s, pump)
-        periods = max(1, math.ceil(dwell_s / period_s - 0.05))
-        last = self._edges.next(first.time_s + (periods - 0.5) * period_s, pump)
-        if not self._edges.steady(last.time_s - first.time_s):
-            raise DroppedInterval(
-                f"two updates of the energy counter are {last.time_s - first.time_s:.4f} s apart, "
-                f"no multiple of its period {period_s:.4f} s"
-            )
-        return first, last
-
-    def _beats(self, pump: Pump, settled_s: float, dwell_s: float) -> tuple[Edge, Edge]:
-        """Two updates by the beat alone: eager work leaves the host no time to wait for them."""
-
-        def after(moment_s: float) -> Edge:
-            while True:
-                if pump.top_up():
-                    self._gpu.sleep(TOP_UP_S)
-                if self._gpu.clock() >= moment_s:
-                    edge = self._edges.shown_by(self._sensor.sample())
-                    if edge is not None and edge.time_s >= moment_s:
-                        return edge
-
-        first = after(settled_s)
-        return first, after(first.time_s + dwell_s)
-
-    def _power_samples(self, pump: Pump, dwell_s: float) -> list[Sample]:
-        step_s = min(self.calibrations[-1].period_s / 2, dwell_s / 8)
-        end_s = self._gpu.clock() + dwell_s
-        samples = [self._sensor.sample()]
-        while samples[-1].end_s < end_s:
-            pump.until(samples[-1].end_s + step_s)
-            samples.append(self._sensor.sample())
-        return samples
-
-    def _check_health(self, before: Sample, after: Sample, power_w: float) -> None:
-        limit_w = self._sensor.power_limit_w
-        if power_w <= 0:
-            raise DroppedInterval(f"the energy counter shows {power_w:.1f} W: it went backwards")
-        if limit_w is not None and power_w > MAX_POWER * limit_w:
-            raise DroppedInterval(f"{power_w:.0f} W is above {MAX_POWER} × the limit {limit_w} W")
-        if after.thermal_s > before.thermal_s and not self.calibrations[-1].always_slowed:
-            raise DroppedInterval("the GPU was slowed down by heat or by its power brake")
-
-    def _timed(
-        self, program: Program, power_w: float, start_s: float, end_s: float, power_cap_s: float
-    ) -> _Interval:
-        """Time per execution from the submissions that ended within the dwell."""
-        ends = [end for end in program.completions_s() if start_s <= end <= end_s]
-        if len(ends) < 3:
-            raise DroppedInterval(f"only {len(ends)} submissions ended within the dwell")
-        gaps = np.diff(ends)
-        usual_s = float(np.median(gaps))
-        pauses_s = gaps[gaps > 1.5 * usual_s].sum()
-        if not program.host_bound and pauses_s > STARVED * (end_s - start_s):
-            raise DroppedInterval("the host was too slow to keep the GPU busy")
-        low, high = np.quantile(gaps, (0.25, 0.75))
-        return _Interval(
-            power_w,
-            float(gaps.mean()) / program.executions,
-            float(high - low) / 2 / usual_s,
-            len(gaps),
-            power_cap_s,
-        )
-
-    def _conditions(self, program: Program, interval: _Interval) -> Conditions:
+    def _conditions(self, program: Program, interval: Interval) -> Conditions:
         sm_mhz, memory_mhz = self._sensor.clocks_mhz()
         return Conditions(
-            energy_source=self.calibrations[-1].energy_source,
+            energy_source=interval.energy_source,
             burst_time_s=program.burst_time_s,
             host_time_s=program.host_time_s,
             idle_power_w=self.idle_power_w,
@@ -393,25 +360,30 @@ class GpuBench:
             sm_clock_mhz=sm_mhz,
             memory_clock_mhz=memory_mhz,
             power_cap_s=interval.power_cap_s,
+            counter_power_w=interval.counter_power_w,
+            instant_power_w=interval.instant_power_w,
+            burst_power_w=interval.burst_power_w,
+            board=self._sensor.uuid[:BOARD] or None,
         )
 
-    def _remarks(self, interval: _Interval) -> tuple[str, ...]:
-        return ("power_capped",) if interval.power_cap_s > 0 else ()
-
     def _measure_idle(self) -> None:
-        """Idle power by the counter; other sources keep that of the calibration."""
-        found = self.calibrations[-1]
-        if found.energy_source != COUNTER:
+        """Idle power by the counter; where it is not used, that of the calibration stays."""
+        if self._reader is None:
             return
+        found = self.calibrations[-1]
+        self._close_previous()
         idle = Idle(self._gpu)
-        try:
-            first = self._edges.next(self._gpu.clock() + found.settle_s + 0.02, idle)
-            last = self._edges.next(first.time_s + 1.5 * found.period_s, idle)
-        except DroppedInterval:
-            return  # the next time will do
-        power_w = (last.energy_j - first.energy_j) / (last.time_s - first.time_s)
-        if power_w > 0:
+        idle.until(self._gpu.clock() + found.settle_s + 0.02)
+        start_s = self._gpu.clock()
+        idle.until(start_s + 3.5 * found.period_s)
+        power_w = slope_w(self._reader.between(start_s, self._gpu.clock()))
+        if power_w is not None and power_w > 0:
             self.idle_power_w = power_w
+            self._tell("idle", power_w=power_w)
+
+
+def _used(found: Calibration) -> str:
+    return found.power_source if not found.counter else COUNTER
 
 
 def _half(work: Workload) -> Workload:
@@ -419,8 +391,3 @@ def _half(work: Workload) -> Workload:
     if name is None:
         raise OutOfMemory(f"the device has too little memory for {work.kind} {dict(work.params)}")
     return replace(work, params=Params({**work.params, name: work.params[name] // 2}))
-
-
-def _shown_power_w(sample: Sample, source: str) -> float:
-    shown = sample.average_power_w if source == AVERAGE_POWER else sample.power_w
-    return shown or 0.0

@@ -85,9 +85,24 @@ def tensor_dtype(workload: Workload) -> torch.dtype:
     return dtype
 
 
-def passes(workload: Workload, device: str, rectified: bool) -> Forward:
-    """Build a layer once."""
+def passes(workload: Workload, device: str, rectified: bool, captured: bool = False) -> Forward:
+    """Build a layer once.
+
+    Args:
+        workload: what to execute.
+        device: torch's name of it.
+        rectified: see :func:`executions`.
+        captured: it will run in a CUDA graph. There a copy of contiguous memory becomes a node that
+            copies at 2.65 TB/s on an H200, against 4.2 TB/s eagerly and in kernels: it is
+            executed as a kernel that reads and writes the same.
+    """
     module, inputs = _materialise(workload, device, rectified)
+    if (
+        captured
+        and workload.kind == "copy"
+        and workload.params["run"] == workload.params["elements"]
+    ):
+        module = _KernelCopy()
     if workload.gradients == "none":
         module.requires_grad_(False)
 
@@ -113,6 +128,11 @@ def passes(workload: Workload, device: str, rectified: bool) -> Forward:
         return lambda: torch.autograd.grad(outputs, wanted, arriving, allow_unused=True)
 
     return forward
+
+
+class _KernelCopy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0
 
 
 def _nothing() -> None:

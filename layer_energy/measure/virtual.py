@@ -30,8 +30,11 @@ Layers = Callable[[Any, tuple[Any, ...]], Iterable[tuple[Workload, int]]]
 HOST_S = 2e-5
 """Time of the host per eager call of an operation."""
 
-CAP_DELAY_S = 5e-3
-"""How long a power above the limit lasts before the clocks come down."""
+CAP_DELAY_S = 0.25
+"""How long a power above the limit lasts before the clocks come down, as an H200 showed."""
+
+MAX_OVERSHOOT = 1.15
+"""Power over the limit until then."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,16 @@ class VirtualGpu:
         program.input = input_text(inputs)
         return program
 
+    def graph_of(self, program: Any) -> VirtualProgram:
+        """The same work, without waiting for the host."""
+        graph = VirtualProgram(self, program.submission_s, program.energy_j, program.submission_s)
+        graph.host_time_s, graph.input, graph.flags = None, program.input, ("graph",)
+        return graph
+
+    def background(self, step: Callable[[], float | None]) -> None:
+        """See :class:`layer_energy.measure.gpu.Gpu`."""
+        self.time.background(step)
+
     def release(self) -> None:
         """Nothing to give back."""
 
@@ -166,6 +179,7 @@ class VirtualGpu:
                 time_s *= math.sqrt(power_w / limit_w)  # slower, and at a lower voltage
                 self.nvml.power_cap_s += time_s
                 power_w = limit_w
+            power_w = min(power_w, MAX_OVERSHOOT * limit_w)
         self.history.add(start_s, time_s, power_w)
         self._free_s = start_s + time_s
         return self._free_s
@@ -201,13 +215,14 @@ class VirtualProgram:
         self.executions = max(1, min(512, round(submission_s / time_s)))
         self.submission_s = self.executions * time_s
         self.burst_time_s = time_s
-        self.host_time_s = HOST_S
+        self.energy_j = energy_j
+        self.host_time_s: float | None = HOST_S
         self._power_w = energy_j / time_s
         self._ends: list[float] = []
 
     def submit(self) -> None:
         """Ten microseconds of the host for a graph, its time per execution for eager work."""
-        self._gpu.time.advance(self.host_time_s if self.host_bound else 1e-5)
+        self._gpu.time.advance((self.host_time_s or 0.0) if self.host_bound else 1e-5)
         self._ends.append(self._gpu.execute(self.submission_s, self._power_w))
 
     def completions_s(self) -> list[float]:

@@ -1,8 +1,8 @@
 """Joules of NVIDIA GPUs: the counter and power readings of the driver's management library.
 
-``NvmlSensor`` reads everything about a moment in one call and probes what this board, driver and
-sandbox answer; :mod:`layer_energy.measure` builds precise measurements of short work on it.
-``NvmlMeter`` is the plain meter for work that lasts many seconds.
+``NvmlSensor`` probes what this board, driver and sandbox answer, and reads it;
+:mod:`layer_energy.measure` builds precise measurements of short work on it. ``NvmlMeter`` is the
+plain meter for work that lasts many seconds.
 
 Field 83 (``nvmlDeviceGetTotalEnergyConsumption``) counts millijoules since the driver was loaded,
 on Volta and newer. It is updated every 20 to 100 ms, so the difference of two reads taken at
@@ -41,6 +41,7 @@ limit, a copy at about half of it."""
 
 _ENERGY, _INSTANT, _AVERAGE, _POWER_CAP = 83, 186, 185, 74
 _THERMAL = (269, 270, 271)  # software and hardware thermal slow-down, power brake
+_QUICK = (_INSTANT, _AVERAGE, _POWER_CAP)  # 4 µs a read on an H200; the counter takes 2 to 16 ms
 _FIELDS = (_ENERGY, _INSTANT, _AVERAGE, _POWER_CAP, *_THERMAL)
 _NAMES = dict(zip(_FIELDS, (
     "energy counter", "instant power", "average power", "power-cap time",
@@ -115,6 +116,7 @@ class NvmlSensor:
         self._clock = clock
         self._calls: deque[float] = deque()
         self._errors: deque[float] = deque()
+        self._bookkeeping = threading.Lock()  # the counter is read in a thread of its own
         self._handle = self._find(device)
         self._refuse_mig()
         self.name = str(self._optional("nvmlDeviceGetName", "unknown"))
@@ -138,7 +140,10 @@ class NvmlSensor:
         self.source = found[0]
 
     def energy_j(self) -> Sample:
-        """Read the counter alone, the fastest way to see it change; see :meth:`sample`."""
+        """Read the counter alone; see :meth:`sample`.
+
+        This takes milliseconds on recent boards, and blocks who asks: ask in a thread.
+        """
         start_s = self._clock()
         if _ENERGY in self._fields:
             entry = self._ask_fields((_ENERGY,))[0]
@@ -146,6 +151,14 @@ class NvmlSensor:
         else:
             raw_mj = self._ask(self._functions[_ENERGY], self._handle)
         return Sample(start_s, self._clock(), raw_mj / 1e3, None, None, 0.0, 0.0)
+
+    def power(self) -> Sample:
+        """Read what takes microseconds: power and power-cap time; see :meth:`sample`."""
+        return self._read(_QUICK)
+
+    def thermal_s(self) -> float:
+        """Time in which heat or the power brake slowed the GPU down; 0 where it is hidden."""
+        return self._read(_THERMAL).thermal_s
 
     def sample(self) -> Sample:
         """Read all fields in one call.
@@ -155,16 +168,21 @@ class NvmlSensor:
                 a minute failed.
             DeviceLost: if the GPU fell off the bus or needs a reset.
         """
+        return self._read(_FIELDS)
+
+    def _read(self, wanted: Sequence[int]) -> Sample:
         start_s = self._clock()
         values: dict[int, Any] = {}
-        raw = self._ask_fields(self._fields) if self._fields else []
+        fields = [field for field in self._fields if field in wanted]
+        raw = self._ask_fields(fields) if fields else []
         for entry in raw:
             value = getattr(entry.value, _UNION[entry.valueType])
             if entry.fieldId == _ENERGY:
                 value = self._unwrapped(value, entry.valueType)
             values[entry.fieldId] = value
         for field, read in self._functions.items():
-            values[field] = self._ask(read, self._handle)
+            if field in wanted:
+                values[field] = self._ask(read, self._handle)
         end_s = self._clock()
         energy, instant, average = (values.get(f) for f in (_ENERGY, _INSTANT, _AVERAGE))
         return Sample(
@@ -267,15 +285,17 @@ class NvmlSensor:
         nvml = self._nvml
         for attempt in range(RETRIES + 1):
             now_s = self._clock()
-            self._calls.append(now_s)
+            with self._bookkeeping:
+                self._calls.append(now_s)
             try:
                 return function(*arguments)
             except nvml.NVMLError as error:
                 name = getattr(function, "__name__", "NVML")
                 if error.value in (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED):
                     raise DeviceLost(f"the GPU is lost ({name}: {error})") from error
-                self._errors.append(now_s)
-                self._check_error_rate(now_s)
+                with self._bookkeeping:
+                    self._errors.append(now_s)
+                    self._check_error_rate(now_s)
                 if attempt == RETRIES:
                     raise MeterError(
                         f"{name} failed {RETRIES + 1} times in a row: {error}"
@@ -322,10 +342,14 @@ class AssumedSensor:
         self.power_limit_w = power_limit_w
         self._clock = clock
 
-    def sample(self) -> Sample:
+    def power(self) -> Sample:
         """The assumed power of a busy GPU."""
         now_s = self._clock()
         return Sample(now_s, now_s, None, LOAD_SHARE * self.power_limit_w, None, 0.0, 0.0)
+
+    def thermal_s(self) -> float:
+        """Unknown: 0."""
+        return 0.0
 
     def temperature_c(self) -> float:
         """Unknown: 0."""

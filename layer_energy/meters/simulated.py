@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from layer_energy.errors import InvalidInput
 from layer_energy.meters.base import Reading, register
@@ -18,6 +19,8 @@ class VirtualClock:
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now_s = start_s
+        self._tasks: list[_Task] = []
+        self._in_task = False
 
     def __call__(self) -> float:
         """Seconds now."""
@@ -27,10 +30,39 @@ class VirtualClock:
         """Let ``duration_s`` seconds pass."""
         if not 0 <= duration_s < math.inf:
             raise InvalidInput(f"a clock advances by 0 or more seconds, got {duration_s}")
-        self._now_s += duration_s
+        until_s = self._now_s + duration_s
+        if not self._in_task:
+            self._run_tasks(until_s)
+        self._now_s = until_s
 
     sleep = advance
     """Stands in for ``time.sleep``."""
+
+    def background(self, step: Callable[[], float | None]) -> None:
+        """Call ``step`` again and again beside everything else, as a thread would.
+
+        It returns the seconds until its next call, or ``None`` to end. The time that it takes
+        passes for it alone.
+        """
+        self._tasks.append(_Task(step, self._now_s))
+
+    def _run_tasks(self, until_s: float) -> None:
+        self._in_task = True
+        try:
+            for task in [task for task in self._tasks if task.due_s <= until_s]:
+                while task.due_s <= until_s:
+                    self._now_s = task.due_s
+                    pause_s = task.step()
+                    task.due_s = math.inf if pause_s is None else self._now_s + pause_s
+            self._tasks = [task for task in self._tasks if task.due_s < math.inf]
+        finally:
+            self._in_task = False
+
+
+@dataclass
+class _Task:
+    step: Callable[[], float | None]
+    due_s: float
 
 
 @register("simulated")

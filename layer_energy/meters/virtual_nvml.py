@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -63,7 +64,8 @@ class VirtualSensor:
     """What a board shows of a power history.
 
     Attributes:
-        period_s: seconds between two updates.
+        period_s: seconds between two updates of the counter.
+        power_period_s: the same of power; as the counter's if ``None``.
         window_s: seconds of the past that an update of the power shows.
         lag_s: how late it shows them.
         jitter_s: updates come up to this much late, uniformly.
@@ -83,37 +85,55 @@ class VirtualSensor:
     seed: int = 0
     stuck_from_s: float = float("inf")
     offset_j: float = 0.0
-    _updates: int = 0
+    power_period_s: float | None = None
     _last_s: float = 0.0
-    _next_s: float = 0.0
     _energy_j: float = 0.0
     _power_w: float = 0.0
     _counted_j: float = 0.0
-    _rng: Random = field(default_factory=Random)
 
     def __post_init__(self) -> None:
-        self._rng.seed(self.seed)
+        self._counter = _Beat(self.period_s, self.jitter_s, Random(self.seed))
+        period_s = self.period_s if self.power_period_s is None else self.power_period_s
+        self._power = _Beat(period_s, self.jitter_s, Random(self.seed))
 
-    def read(self, history: PowerHistory, now_s: float) -> tuple[float, float]:
-        """Counter in joules and power in watts, as of the last update."""
-        while self._next_s <= min(now_s, self.stuck_from_s):
-            self._update(history, self._next_s)
-            self._updates += 1
-            late_s = self._rng.uniform(0, self.jitter_s)
-            self._next_s = self._updates * self.period_s + late_s
-        return self.gain * self._energy_j + self.offset_j, self.gain * self._power_w
+    def energy_j(self, history: PowerHistory, now_s: float) -> float:
+        """What the counter shows, as of its last update."""
+        for time_s in self._counter.until(min(now_s, self.stuck_from_s)):
+            if self.part_time:
+                self._energy_j += self._window_w(history, time_s) * (time_s - self._last_s)
+            else:
+                total_j = history.energy_j(time_s - self.lag_s)
+                self._energy_j += total_j - self._counted_j
+                self._counted_j = total_j
+            self._last_s = time_s
+        return self.gain * self._energy_j + self.offset_j
 
-    def _update(self, history: PowerHistory, now_s: float) -> None:
+    def power_w(self, history: PowerHistory, now_s: float) -> float:
+        """Instant power, as of its last update."""
+        for time_s in self._power.until(now_s):
+            self._power_w = self._window_w(history, time_s)
+        return self.gain * self._power_w
+
+    def _window_w(self, history: PowerHistory, now_s: float) -> float:
         until_s = now_s - self.lag_s
         window_j = history.energy_j(until_s) - history.energy_j(until_s - self.window_s)
-        self._power_w = window_j / self.window_s
-        if self.part_time:
-            self._energy_j += self._power_w * (now_s - self._last_s)
-        else:
-            total_j = history.energy_j(until_s)
-            self._energy_j += total_j - self._counted_j
-            self._counted_j = total_j
-        self._last_s = now_s
+        return window_j / self.window_s
+
+
+class _Beat:
+    """Updates at a period, each up to a jitter late."""
+
+    def __init__(self, period_s: float, jitter_s: float, rng: Random) -> None:
+        self._period_s, self._jitter_s, self._rng = period_s, jitter_s, rng
+        self._updates, self._next_s = 0, 0.0
+
+    def until(self, now_s: float) -> Iterator[float]:
+        """The moments of the updates that came since this was last asked."""
+        while self._next_s <= now_s:
+            yield self._next_s
+            self._updates += 1
+            late_s = self._rng.uniform(0, self._jitter_s)
+            self._next_s = self._updates * self._period_s + late_s
 
 
 class VirtualNvml:
@@ -124,6 +144,8 @@ class VirtualNvml:
         history: true power of the board.
         sensor: what it shows of that.
         call_s: cost of a call, drawn uniformly up to twice this.
+        counter_s: cost of reading the counter, drawn anew for each read; as of any call if
+            ``None``.
 
     Attributes:
         absent: fields that answer NOT_SUPPORTED.
@@ -148,6 +170,7 @@ class VirtualNvml:
         sensor: VirtualSensor | None = None,
         call_s: float = 1e-4,
         seed: int = 0,
+        counter_s: Callable[[Random], float] | None = None,
     ) -> None:
         self.clock, self.history = clock, history
         self.sensor = VirtualSensor() if sensor is None else sensor
@@ -159,24 +182,16 @@ class VirtualNvml:
         self.temperature_c = 40.0
         self.processes_s = 4.5e-3
         self.mig_instances: int | None = None
+        self.counter_s = counter_s
         self._call_s = call_s
         self._rng = Random(seed)
 
     def nvmlDeviceGetFieldValues(self, handle: str, wanted: list[int]) -> list[Any]:  # noqa: N802
         """Values of fields, each with its own return code."""
         self._call()
-        energy_j, power_w = self.sensor.read(self.history, self.clock())
-        now_s = self.clock()
-        second_j = self.history.energy_j(now_s) - self.history.energy_j(now_s - 1.0)
-        shown = {
-            83: round(1e3 * energy_j),
-            186: round(1e3 * power_w),
-            185: round(1e3 * self.sensor.gain * second_j),
-            74: round(1e9 * self.power_cap_s),
-            269: round(1e9 * self.thermal_s),
-            270: 0,
-            271: 0,
-        }
+        if 83 in wanted and self.counter_s is not None:
+            self.clock.advance(self.counter_s(self._rng))
+        shown = {field: self._shown(field) for field in wanted}
         return [
             SimpleNamespace(
                 fieldId=each,
@@ -187,17 +202,26 @@ class VirtualNvml:
             for each in wanted
         ]
 
+    def _shown(self, field: int) -> int:
+        now_s, sensor = self.clock(), self.sensor
+        if field == 83:
+            return round(1e3 * sensor.energy_j(self.history, now_s))
+        if field == 186:
+            return round(1e3 * sensor.power_w(self.history, now_s))
+        if field == 185:
+            second_j = self.history.energy_j(now_s) - self.history.energy_j(now_s - 1.0)
+            return round(1e3 * sensor.gain * second_j)
+        return {74: round(1e9 * self.power_cap_s), 269: round(1e9 * self.thermal_s)}.get(field, 0)
+
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
         """The counter in mJ; absent together with its field."""
         self._call(fields.COUNTER)
-        return round(1e3 * self.sensor.read(self.history, self.clock())[0])
+        return self._shown(83)
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:  # noqa: N802
         """Power averaged over a second, in mW; absent together with its field."""
         self._call(fields.AVERAGE_POWER)
-        now_s = self.clock()
-        second_j = self.history.energy_j(now_s) - self.history.energy_j(now_s - 1.0)
-        return round(1e3 * self.sensor.gain * second_j)
+        return self._shown(185)
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         """One board."""

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from layer_energy.campaign import campaign, campaign_networks
 from layer_energy.collect import collect
 from layer_energy.dataset import Dataset, merge
+from layer_energy.gpu_plan import gpu_plan
 from layer_energy.measure import GpuBench, open_gpu
 from layer_energy.measure.virtual import Truth
 from layer_energy.model import EnergyModel
@@ -28,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = []
         for k in (1, 2, 3):
-            plan = campaign((k, 3))
+            plan = gpu_plan((k, 3), "inference")
             bench = GpuBench(*open_gpu("virtual", layers=layers))
             out = Path(folder) / str(k)
             summary = collect(out, bench, plan, 60 * minutes - bench.clock(), clock=bench.clock)
@@ -46,7 +46,7 @@ def main() -> None:
     )
     model, truth = EnergyModel.fit(joined), Truth()
     errors = []
-    for job in campaign_networks():
+    for job in gpu_plan(mode="inference").networks:
         needed = layers_of(job)
         prices = model.price(list(needed))
         true_j = sum(times * truth.of(work)[1] for work, times in needed.items())

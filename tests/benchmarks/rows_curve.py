@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from layer_energy.campaign import campaign, campaign_networks
 from layer_energy.collect import collect
 from layer_energy.dataset import Dataset
 from layer_energy.errors import ProfileError
 from layer_energy.evaluate.paper import DEVICE, split
 from layer_energy.external import read_getzner2023
+from layer_energy.gpu_plan import gpu_plan
 from layer_energy.measure import GpuBench, open_gpu
 from layer_energy.measure.virtual import Truth
 from layer_energy.model import EnergyModel
@@ -69,10 +69,10 @@ def virtual() -> tuple[Dataset, list[Network]]:
     """Nine minutes of a simulated GPU, and networks by its own law."""
     with tempfile.TemporaryDirectory() as folder:
         bench = GpuBench(*open_gpu("virtual", layers=layers))
-        collect(Path(folder), bench, campaign(), 540 - bench.clock(), clock=bench.clock)
+        collect(Path(folder), bench, gpu_plan(), 540 - bench.clock(), clock=bench.clock)
         dataset, truth = Dataset.load(Path(folder)), Truth()
     networks = []
-    for job in campaign_networks():
+    for job in gpu_plan(mode="inference").networks:
         calls = layers_of(job)
         networks.append(Network(calls, sum(n * truth.of(w)[1] for w, n in calls.items())))
     return dataset, networks
