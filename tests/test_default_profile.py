@@ -81,7 +81,7 @@ class TestInferred:
         assert report.device_name == "NVIDIA H100 80GB HBM3"
         assert "INFERRED, from a data sheet" in str(report)
         assert any("was not measured: inferred from" in line for line in report.assumptions)
-        assert "from 40 measured networks of another GPU, widened" in str(report)
+        assert "from 82 measured networks of another GPU, widened" in str(report)
         model = load_profile("nvidia-h20")
         assert set(model.device["details"]) == {"torch"}
         assert model.dataset["idle_power_w"] == sheet_of("NVIDIA H20").idle_w

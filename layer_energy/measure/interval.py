@@ -142,7 +142,8 @@ class Watch:
         thermal_s, first = self._sensor.thermal_s(), self._sensor.power()
         start_s = self._gpu.clock()
         settled_s = start_s + max(self._found.settle_s, program.submission_s)
-        limited, sample = False, first
+        limited_s: float | None = None
+        sample = first
         while True:
             full = pump.top_up()
             if eager and self._gpu.clock() < sample.end_s + EAGER_POLL_S:
@@ -151,23 +152,25 @@ class Watch:
                 continue
             sample = self._sensor.power()
             shown.look(sample)
-            if sample.end_s < settled_s and not limited:
+            if sample.end_s < settled_s and limited_s is None:
                 first = sample  # the limit may act for a moment when hard work ends
-            elif not (limited or eager) and sample.power_cap_s > first.power_cap_s:
-                limited = True
+            elif limited_s is None and not eager and sample.power_cap_s > first.power_cap_s:
+                limited_s = sample.end_s
                 settled_s = max(settled_s, start_s + LIMIT_SETTLE_S)
                 dwell_s = max(dwell_s, LIMIT_DWELL_S)
             if sample.end_s >= settled_s + dwell_s:
-                late_s = settled_s + max(dwell_s, self._usually_s(eager or limited))
+                late_s = settled_s + max(dwell_s, self._usually_s(eager or limited_s is not None))
                 late_s += PATIENCE * self._found.period_s
-                if sample.end_s > late_s or self._enough(shown, settled_s, eager or limited):
+                if sample.end_s > late_s or self._enough(
+                    shown, settled_s, eager or limited_s is not None
+                ):
                     break
             if full and not eager:
                 self._gpu.sleep(POLL_S)
         if self._sensor.thermal_s() > thermal_s and not self._found.always_slowed:
             raise DroppedInterval("the GPU was slowed down by heat or by its power brake")
         power_cap_s = max(0.0, sample.power_cap_s - first.power_cap_s)
-        return self._seen(program, shown, start_s, settled_s, sample.end_s, power_cap_s, limited)
+        return self._seen(program, shown, start_s, settled_s, sample.end_s, power_cap_s, limited_s)
 
     def _updates_wanted(self, wavering: bool) -> int:
         return FITTED if wavering or self._found.power_source == COUNTER else 2
@@ -195,15 +198,17 @@ class Watch:
         settled_s: float,
         end_s: float,
         power_cap_s: float,
-        limited: bool,
+        limited_s: float | None,
     ) -> Interval:
         updates = [] if self._reader is None else self._reader.between(settled_s, end_s)
         counter_w = slope_w(updates)
         fresh = shown.between(settled_s + FRESH_S, end_s + POLL_S)
         fresh = fresh or [power_w for _, power_w in shown.values[-1:]]
         instant_w = statistics.median(fresh) if fresh else None
-        burst = shown.between(start_s + self._found.settle_s, settled_s) if limited else []
-        wavering = limited or program.host_bound
+        burst: list[float] = []
+        if limited_s is not None:
+            burst = shown.between(start_s + self._found.settle_s, limited_s)
+        wavering = limited_s is not None or program.host_bound
         power_w, source = self._believed(counter_w, instant_w, wavering)
         self._check(power_w, counter_w)
         time_s, spread, gaps = _timed(program, settled_s, end_s)
