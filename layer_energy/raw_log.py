@@ -44,7 +44,7 @@ class RawLog:
         for left in sorted(raw.glob(f"*{_OPEN}")):  # of a process that was killed
             _compress(left)
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S")
-        names = (f"{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        names = (f"{stamp}{suffix}" for suffix in ("", *(f"_{n}" for n in range(2, 1000))))
         self.path = next(raw / f"{n}{_OPEN}" for n in names if not (raw / f"{n}{LOG}").exists())
         self._file = self.path.open("x", encoding="utf-8", buffering=1)
         self._begun_s = time.monotonic()

@@ -110,14 +110,25 @@ def test_two_minutes_have_both_passes_and_a_network(tmp_path):
 
 class TestLimit:
     HARD = workload("linear", "bfloat16", tokens=8192, in_features=8192, out_features=8192, bias=0)
+    EASY = workload("relu", elements=10**6, in_place=0)
+
+    def limited(self):
+        """A limit that the reference load of the calibration does not reach."""
+        gpu = h200()
+
+        def lower(work):
+            if work in (self.EASY, self.HARD):
+                gpu.nvml.power_limit_w = 300.0
+
+        gpu.failure = lower
+        return gpu
 
     def test_before_and_after_it_acts(self, tmp_path):
-        gpu = h200()
-        gpu.nvml.power_limit_w = 300.0
+        gpu = self.limited()
         time_s, energy_j = gpu.truth.of(self.HARD)
         campaign = Campaign(tmp_path, gpu)
-        campaign.run(Plan((Job(self.HARD),), fills_budget=True))
-        (row,) = Dataset.load(tmp_path).measurements
+        campaign.run(Plan((Job(self.EASY), Job(self.HARD)), fills_budget=True))
+        row = next(m for m in Dataset.load(tmp_path).measurements if m.workload == self.HARD)
         assert "power_capped" in row.flags
         assert row.conditions.energy_source == "counter"
         assert row.power_w == pytest.approx(300.0, rel=0.02)
@@ -128,11 +139,9 @@ class TestLimit:
         assert row.time_s > 1.05 * time_s
 
     def test_that_acted_just_before_is_not_the_rows(self, tmp_path):
-        easy = workload("relu", elements=10**6, in_place=0)
-        gpu = h200()
-        gpu.nvml.power_limit_w = 300.0
+        gpu = self.limited()
         campaign = Campaign(tmp_path, gpu)
-        campaign.run(Plan((Job(self.HARD), Job(easy)), fills_budget=True))
+        campaign.run(Plan((Job(self.HARD), Job(self.EASY)), fills_budget=True))
         assert [m.flags for m in Dataset.load(tmp_path).measurements] == [("power_capped",), ()]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from layer_energy import supervisor
 from layer_energy.supervisor import LOST, STOPPED, supervise
 
 
@@ -83,3 +84,46 @@ def test_a_worker_that_hangs_is_ended_and_none_is_started_at_the_end(monkeypatch
     progress = iter(range(100))
     assert supervise(lambda: lost, lambda: next(progress), time.monotonic() + 30) == STOPPED
     assert next(progress) == 1
+
+
+def test_a_worker_that_hangs_is_aborted_and_the_next_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "HANG_S", 1.0)
+    monkeypatch.setattr(supervisor, "START_S", 60.0)
+    log = tmp_path / "log"
+    log.touch()
+    hangs = worker(PROGRESS + "import time\nif n == 0:\n    time.sleep(60)\nsys.exit(0)")
+    codes = []
+    code = supervise(
+        lambda: hangs(log), progress=lambda: log.stat().st_size, on_restart=codes.append,
+        silent_s=lambda: time.time() - log.stat().st_mtime,
+    )  # fmt: skip
+    assert code == 0
+    assert codes == [-signal.SIGABRT]
+
+
+def test_a_worker_may_take_long_to_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "HANG_S", 0.1)
+    monkeypatch.setattr(supervisor, "START_S", 60.0)
+    begun_s = time.monotonic()
+    code = supervise(
+        lambda: [sys.executable, "-c", "import time; time.sleep(1.5)"], progress=lambda: 0,
+        silent_s=lambda: 10.0 + time.monotonic() - begun_s,
+    )  # fmt: skip
+    assert code == 0
+
+
+def test_sighup_reaches_the_worker(tmp_path):
+    script = tmp_path / "supervisor.py"
+    script.write_text(
+        "import sys\n"
+        "from layer_energy.supervisor import supervise\n"
+        "code = '''import signal, sys, time\n"
+        "signal.signal(signal.SIGHUP, lambda *a: sys.exit(7))\n"
+        'print("ready", flush=True)\n'
+        "time.sleep(30)'''\n"
+        "sys.exit(supervise(lambda: [sys.executable, '-c', code], lambda: 0))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 7

@@ -184,7 +184,7 @@ def _measured_before(folder: Path) -> list[Workload]:
 
     if (folder / JOURNAL).exists() or not (folder / PACKAGE).exists():
         return []
-    return [m.workload for m in Dataset.load(folder).measurements if m.usable]
+    return [m.workload for m in Dataset.load(folder).measurements if m.time_s > 0]
 
 
 def _cpu_bench(meter: str, max_power_w: float | None, threads: int | None) -> Bench:

@@ -169,10 +169,10 @@ class VirtualGpu:
     def execute(self, time_s: float, power_w: float) -> float:
         """Append work to the queue; the moment it will end."""
         start_s = max(self._free_s, self.time())
-        if start_s > self._free_s:
-            self._over_limit_since_s = math.inf
         power_w = self._wandering(start_s, power_w) + self._leakage(start_s, power_w)
         limit_w = self.nvml.power_limit_w
+        if start_s > self._free_s or power_w <= limit_w:
+            self._over_limit_since_s = math.inf
         if power_w > limit_w:
             self._over_limit_since_s = min(self._over_limit_since_s, start_s)
             if start_s - self._over_limit_since_s >= CAP_DELAY_S:
