@@ -118,13 +118,13 @@ class TestCover:
         assert total == pytest.approx(1.0)
 
     def test_always_takes_the_one_that_adds_most(self, shares):
-        measured = []
-        for work, gain in list(cover(shares))[:20]:
+        shares, measured = dict(list(shares.items())[::4]), []
+        for work, gain in list(cover(shares))[:10]:
             before = by_hand(shares, measured)
             best = max(by_hand(shares, [*measured, other]) for other in shares)
             assert gain == pytest.approx(best - before)
             measured.append(work)
-        assert len(set(measured)) == 20
+        assert len(set(measured)) == 10
 
     def test_takes_only_what_is_allowed(self, shares):
         chosen = [work for work, _ in cover(shares, lambda work: work.kind == "relu")]

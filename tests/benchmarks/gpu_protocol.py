@@ -27,7 +27,7 @@ GRID = list(itertools.product((0.02, 0.1), (0.025,), (False, True), (0.0, 0.06),
 Measure = Callable[[Workload], float]
 
 
-def edge_to_edge(gpu: VirtualGpu) -> Measure:
+def this_project(gpu: VirtualGpu) -> Measure:
     bench = GpuBench(gpu, NvmlSensor(library=gpu.nvml, clock=gpu.clock))
     return lambda work: bench.measure(work).energy_j
 
@@ -59,7 +59,7 @@ def before_and_after(dwell_s: float, repeats: int = 1) -> Callable[[VirtualGpu],
 
 
 METHODS: dict[str, Callable[[VirtualGpu], Measure]] = {
-    "edge to edge (this project)": edge_to_edge,
+    "this project": this_project,
     "before and after, 30 s × 3": before_and_after(30.0, 3),
     "before and after, 2 s": before_and_after(2.0),
     "before and after, 1 s": before_and_after(1.0),
