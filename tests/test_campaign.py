@@ -447,6 +447,17 @@ class TestCommand:
         assert gpu["calibrations"][0]["period_s"] == pytest.approx(0.1, rel=1e-3)
         assert "energy counter" in gpu["sensor"]["answered"]
 
+    def test_doctor_says_it_in_sentences(self, capsys, monkeypatch):
+        from layer_energy import cli
+
+        monkeypatch.setattr("sys.argv", ["x", "doctor", "--device", "virtual"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        said = " ".join(capsys.readouterr().out.split())
+        assert "Virtual GPU, driver virtual: joules are simulated" in said
+        assert "the energy counter is updated every 100.0 ms" in said
+        assert "90 W without work" in said
+
     @pytest.mark.parametrize(
         ("fault", "told"),
         [

@@ -182,7 +182,7 @@ def test_predict_takes_shapes_and_factories(run, tmp_path, monkeypatch):
         (["collect", "--out", "x", "--meter", "sundial"], "sundial"),
         (["collect", "--out", "x", "--mode", "both"], "inference, training or all"),
         (["collect", "--out", "x", "--mode", "training", "--networks", "nope"], "no model 'nope'"),
-        (["collect", "--out", "x", "--device", "virtual", "--mode", "all"], "on a GPU"),
+        (["collect", "--out", "x", "--device", "virtual", "--mode", "both"], "training or all"),
         (["collect", "--out", "x", "--device", "virtual", "--networks", "alexnet"], "for a CPU"),
         (["fit", "/nowhere", "--out", "x.json"], "layer-energy collect"),
         (["fit", ".", "--out", "x.txt"], ".json"),

@@ -29,7 +29,6 @@ from layer_energy.errors import DeviceLost, InvalidInput, MeterError
 if TYPE_CHECKING:
     from layer_energy.collect import Summary
     from layer_energy.dataset import Dataset
-    from layer_energy.layers.optimizer import OPTIMIZER_STEPS
     from layer_energy.measure import Bench
     from layer_energy.plan import Plan
     from layer_energy.workload import Workload
@@ -142,6 +141,7 @@ def collect(
 
 def _cpu_plan(rows: str, mode: str, networks: str | None, seed: int) -> Plan:
     from layer_energy.campaign import cpu_campaign
+    from layer_energy.layers.optimizer import OPTIMIZER_STEPS
     from layer_energy.networks import NETWORKS
     from layer_energy.plan import default_rows, default_training_rows
 

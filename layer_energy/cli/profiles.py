@@ -116,6 +116,9 @@ def doctor(
     if as_json:
         print_json(facts)
         return
+    if "gpu" in facts:
+        _show_gpu(facts["gpu"])
+        return
     out.print_json(json.dumps(facts))
 
 
@@ -155,6 +158,35 @@ def _gpu_facts(kind: str, index: int) -> dict[str, Any]:
     from layer_energy.measure import GpuBench, open_gpu
 
     gpu, sensor = open_gpu(kind, index)
-    with err.status("calibrating, some 25 seconds"):
+    with err.status("warming up and calibrating the sensor, some 15 seconds"):
         bench = GpuBench(gpu, sensor)
+        bench.close()
     return {"device": asdict(gpu.device), "quality": bench.quality, **bench.facts()}
+
+
+def _show_gpu(facts: dict[str, Any]) -> None:
+    """How a GPU's sensor behaves, in sentences."""
+    device, sensor, found = facts["device"], facts["sensor"], facts["calibrations"][-1]
+    row_s = found["settle_s"] + 2 * max(found["period_s"], found["power_period_s"]) + 0.05
+    lines = [
+        f"{device['name']}, driver {sensor['driver']}: joules are {facts['quality']}",
+        f"its sensor answers: {', '.join(sensor['answered']) or 'nothing'}",
+        f"steady layers take {found['power_source']}, updated every "
+        f"{1e3 * found['power_period_s']:.1f} ms",
+    ]
+    if found["counter"]:
+        lines.append(
+            f"the energy counter is updated every {1e3 * found['period_s']:.1f} ms, a read takes "
+            f"{1e3 * found['read_s']:.1f} ms; it follows power after {1e3 * found['lag_s']:.0f} ms"
+        )
+    if found["counter_over_power"] is not None:
+        lines.append(f"it counts {found['counter_over_power']:.3f} × instant power × time")
+    lines += [
+        f"work has settled after {1e3 * found['settle_s']:.0f} ms: a layer takes about "
+        f"{row_s:.2f} s, {60 / row_s:.0f} fit into a minute",
+        f"{found['idle_power_w']:.0f} W without work, {found['load_power_w']:.0f} W under load"
+        + (f", limit {sensor['power_limit_w']:.0f} W" if sensor["power_limit_w"] else ""),
+        *found["warnings"],
+    ]
+    for line in lines:
+        out.print(f"· {line}", highlight=False)

@@ -33,7 +33,7 @@ from layer_energy.networks import layers_of
 from layer_energy.plan import GPU_LIMITS, Job, NetworkJob, sample, with_gradients
 from layer_energy.workload import Workload
 
-NETWORKS = gpu_plan.PLAN_FILE.with_name("campaign_networks.csv")
+NETWORKS = Path(__file__).with_name("campaign_networks.csv")
 
 ROWS, BLOCK_ROWS, RANDOM_EVERY, VALIDATION_BLOCKS = 5000, 150, 5, 2
 REPEAT_SHARE = 0.03

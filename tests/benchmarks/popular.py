@@ -10,16 +10,17 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from layer_energy.coverage import without_tf32
-from layer_energy.gpu_plan import DTYPES, PLAN_FILE
+from layer_energy.gpu_plan import DTYPES
 from layer_energy.layers.base import count, differentiated, workload
 from layer_energy.model import EnergyModel, load_profile
 from layer_energy.networks import build_on_meta, in_dtype, layers_of, traced
 from layer_energy.plan import GPU_LIMITS, NetworkJob
 from layer_energy.workload import Params, Workload
 
-POPULAR = PLAN_FILE.with_name("popular_networks.csv")
+POPULAR = Path(__file__).with_name("popular_networks.csv")
 
 TIME_S = 12e-3
 """What takes longer is not measured."""
