@@ -26,8 +26,8 @@ CANDIDATES = 12
 """Draws per row, of which the one in the emptiest stratum is kept."""
 
 CPU_SECONDS_PER_ROW, CPU_SECONDS_PER_NETWORK = 0.3, 10.0
-GPU_SECONDS_PER_ROW, GPU_SECONDS_PER_NETWORK = 0.3, 2.0
-"""What they took on a small CPU, and should take on a GPU; for the estimate of ``--dry-run``."""
+GPU_SECONDS_PER_ROW, GPU_SECONDS_PER_NETWORK = 0.45, 3.5
+"""What they took on a small CPU, and on an H100; for the estimate of ``--dry-run``."""
 
 
 @dataclass(frozen=True)

@@ -222,11 +222,11 @@ def _on_gpu(
             f"{folder} holds a dataset without raw logs, so nothing can be added to it; choose "
             "another folder"
         )
+    gpu, sensor = open_gpu(kind, index, layers, max_power_w)
     with RawLog(folder) as log:
 
         def bench() -> Bench:
             with err.status("warming up and calibrating the sensor"):
-                gpu, sensor = open_gpu(kind, index, layers, max_power_w)
                 device = gpu.device
                 log.tell(
                     "device", **device.details, name=device.name, slug=device.slug,
@@ -392,6 +392,17 @@ def _show_plan(plan: Plan, kind: str, minutes: float | None, as_json: bool) -> N
         f"{len(plan.jobs)} rows and {len(plan.networks)} networks, about {seconds / 60:.0f} "
         f"minutes on {device}{within}"
     )
+    if kind != "cpu":
+        from layer_energy.gpu_plan import gpu_plan, joules_covered
+
+        if plan.jobs != gpu_plan().jobs:
+            return  # of a part it is not known
+        works = [job.workload for job in plan.jobs]
+        shares = [f"the first {n} near {joules_covered(works[:n]):.0%}" for n in (200, 800)]
+        out.print(
+            f"of the joules of popular networks, {', '.join(shares)}, all near "
+            f"{joules_covered(works):.0%}"
+        )
 
 
 @app.command(epilog="Example: layer-energy merge shard-1 shard-2 shard-3 --out datasets/my-gpu")
