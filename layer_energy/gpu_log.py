@@ -46,6 +46,7 @@ from layer_energy.dataset import Dataset
 from layer_energy.device import slugify
 from layer_energy.errors import DatasetError
 from layer_energy.measure.calibration import AGREEMENT, Calibration
+from layer_energy.meters.nvml import COUNTER, INSTANT_POWER
 from layer_energy.raw_log import LOG, RAW, logs
 from layer_energy.records import measurement_from_dict, network_from_dict, number, text
 from layer_energy.workload import LAUNCHES, Device, Launch, Measurement, NetworkMeasurement
@@ -292,12 +293,19 @@ def _with_power(
         flags=flags,
         conditions=replace(
             measured.conditions,
-            energy_source="counter" if by_counter else "instant power",
+            energy_source=_source(measured.conditions.energy_source, by_counter),
             counter_power_w=counter_w,
             instant_power_w=instant_w,
             board=measured.conditions.board or board,
         ),
     )
+
+
+def _source(noted: str, by_counter: bool) -> str:
+    """Where the power came from; a board without instant power shows some other."""
+    if by_counter:
+        return COUNTER
+    return INSTANT_POWER if noted == COUNTER else noted
 
 
 def _powers(raw: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -8,7 +8,7 @@ import pytest
 
 from layer_energy.errors import DroppedInterval, MeasureError, OutOfMemory
 from layer_energy.layers import workload
-from layer_energy.measure import GpuBench, GpuProtocol
+from layer_energy.measure import GpuBench, GpuProtocol, gpu_bench
 from layer_energy.measure.calibration import calibrate
 from layer_energy.measure.counter import CounterReader
 from layer_energy.measure.virtual import Truth, VirtualGpu
@@ -292,6 +292,14 @@ class TestFaults:
             assert len(device.calibrations) == calibrations
         device._sensor.power_limit_w = limit_w
         assert device.measure(RELU).energy_j == pytest.approx(gpu.truth.of(RELU)[1], rel=0.01)
+
+    def test_a_sensor_that_keeps_failing_is_not_calibrated_for_ever(self):
+        _, device = bench()
+        device._sensor.power_limit_w = 1.0
+        for _ in range(20):
+            with pytest.raises(DroppedInterval):
+                device.measure(RELU)
+        assert len(device.calibrations) == 1 + gpu_bench.RECALIBRATIONS
 
     def test_a_host_too_slow_to_keep_up(self):
         gpu, device = bench()
