@@ -19,6 +19,11 @@ LOST = 75
 STOPPED = 3
 """Exit code of a collection that can be resumed."""
 
+ENDINGS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals by which someone asks for the end; Windows has no SIGHUP."""
+
 GRACE_S = 60.0
 """A worker may outlast the deadline by this much before it is taken for hung."""
 
@@ -49,7 +54,7 @@ def supervise(
         deadline_s: moment of ``time.monotonic`` by which the work should be done: a worker that
             runs on is ended, and none is started shortly before.
         on_restart: called with the exit code of a worker that is started again.
-        silent_s: seconds since something last came from a worker.
+        silent_s: seconds since something last came from a worker, of this run or an earlier one.
 
     Returns:
         The last worker's exit code; ``STOPPED`` when restarts brought nothing any more.
@@ -61,9 +66,8 @@ def supervise(
 
     # Ctrl-C reaches the worker too, as a member of the same group: it is the one to react
     previous = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
-        signal.SIGHUP: signal.signal(signal.SIGHUP, forward),
+        number: signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else forward)
+        for number in ENDINGS
     }
     try:
         fruitless = 0
@@ -71,7 +75,7 @@ def supervise(
             before = progress()
             workers.append(subprocess.Popen(command()))
             code = _exit_code(workers[-1], deadline_s + GRACE_S, silent_s)
-            died = code < 0 and -code not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            died = code < 0 and -code not in ENDINGS
             if code != LOST and not died:
                 return code
             if time.monotonic() > deadline_s - WORTHWHILE_S:
@@ -91,9 +95,9 @@ def _exit_code(worker: subprocess.Popen[bytes], end_s: float, silent_s: Callable
     while time.monotonic() < end_s:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return worker.wait(min(1.0, max(end_s - time.monotonic(), 0.0)))
-        here_s = time.monotonic() - started_s
-        silent = silent_s()
-        if silent > (HANG_S if silent < here_s else max(START_S, HANG_S)):
+        alive_s, quiet_s = time.monotonic() - started_s, silent_s()
+        # a sign older than this worker is one of an earlier run
+        if min(quiet_s, alive_s) > (HANG_S if quiet_s < alive_s else START_S):
             worker.send_signal(signal.SIGABRT)
             return _ended(worker, 2.0)
     worker.terminate()

@@ -112,6 +112,15 @@ def test_a_worker_may_take_long_to_start(tmp_path, monkeypatch):
     assert code == 0
 
 
+def test_what_an_earlier_run_left_is_no_silence_of_this_one(tmp_path):
+    """A campaign that is gone on with a day later: its journal is a day old."""
+    code = supervise(
+        lambda: [sys.executable, "-c", "import time; time.sleep(1.5)"], progress=lambda: 0,
+        silent_s=lambda: 86400.0,
+    )  # fmt: skip
+    assert code == 0
+
+
 def test_sighup_reaches_the_worker(tmp_path):
     script = tmp_path / "supervisor.py"
     script.write_text(

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from layer_energy.errors import InvalidInput
+from layer_energy.supervisor import ENDINGS
 from layer_energy.version import __version__
 
 app = typer.Typer(
@@ -102,8 +103,7 @@ def stopping(notice: str = "stopping after this row") -> Iterator[list[int]]:
         signals.append(number)
         err.print(f"{notice}; press Ctrl-C again to stop at once")
 
-    heeded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {s: signal.signal(s, stop) for s in heeded}
+    previous = {number: signal.signal(number, stop) for number in ENDINGS}
     try:
         yield signals
     finally:
