@@ -30,10 +30,11 @@ from layer_energy.errors import (
     MeasureError,
     MeterError,
 )
-from layer_energy.journal import Journal
+from layer_energy.journal import JOURNAL_NAME, Journal
 from layer_energy.measure import Bench
 from layer_energy.networks import layers_of, measure_network, with_floor
 from layer_energy.plan import Job, NetworkJob, Plan
+from layer_energy.raw_log import Tell, unheard
 from layer_energy.records import measurement_to_dict, network_to_dict
 from layer_energy.version import __version__
 from layer_energy.workload import Measurement, NetworkMeasurement, Workload
@@ -61,8 +62,6 @@ budget."""
 
 CLOSING_S = 20.0
 """Kept free at the end of a budget; a twentieth of it, if that is less."""
-
-JOURNAL_NAME = "journal.jsonl"
 
 
 @dataclass
@@ -110,7 +109,7 @@ def collect(
     on_row: Callable[[Measurement], None] = lambda row: None,
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
-    tell: Callable[..., None] = lambda what, **facts: None,
+    tell: Tell = unheard,
     save: Callable[[Dataset], None] | None = None,
 ) -> Summary:
     """Measure a plan and write it as a dataset.
@@ -136,7 +135,7 @@ def collect(
         DeviceLost: if this process can no longer use the device; a new one may go on.
     """
     out = Path(out)
-    if save is None and (out / PACKAGE).exists() and not (out / JOURNAL_NAME).exists():
+    if save is None and is_finished(out):
         raise DatasetError(f"{out} already holds a finished dataset; choose another folder")
     identity = {
         **plan.identity,
@@ -166,6 +165,11 @@ def collect(
     return summary
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a dataset of which no collection is under way."""
+    return (folder / PACKAGE).exists() and not (folder / JOURNAL_NAME).exists()
+
+
 class _Run:
     def __init__(
         self,
@@ -175,7 +179,7 @@ class _Run:
         budget_s: float | None,
         should_stop: Callable[[], bool],
         clock: Callable[[], float],
-        tell: Callable[..., None],
+        tell: Tell,
     ) -> None:
         self._bench, self._plan, self._journal, self._tell = bench, plan, journal, tell
         self._should_stop, self._clock = should_stop, clock
@@ -212,7 +216,8 @@ class _Run:
                     block.append(row_id)
                 if not self._suspected[row_id]:
                     on_row(row)
-            gc.collect()
+            if self._plan.fills_budget:
+                gc.collect()  # by hand: see _collected_by_hand
             drifted = bool(block) and self._drifted()
             if drifted:
                 self._suspect(block)

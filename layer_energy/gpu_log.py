@@ -46,7 +46,7 @@ from layer_energy.dataset import Dataset
 from layer_energy.device import slugify
 from layer_energy.errors import DatasetError
 from layer_energy.measure.calibration import AGREEMENT, Calibration
-from layer_energy.meters.nvml import COUNTER, INSTANT_POWER
+from layer_energy.meters.nvml import ASSUMED_POWER, AVERAGE_POWER, COUNTER, INSTANT_POWER
 from layer_energy.raw_log import LOG, RAW, logs
 from layer_energy.records import measurement_from_dict, network_from_dict, number, text
 from layer_energy.workload import LAUNCHES, Device, Launch, Measurement, NetworkMeasurement
@@ -218,7 +218,7 @@ def _read(path: Path) -> Run:
                 f"{path}, line {n} ({line.get('what')}): {_said(error)}; take the line out, or "
                 "restore the log"
             ) from error
-    if host_times_wrong(found):
+    if _host_times_wrong(found):
         for row_id, row in rows.items():
             conditions = row.conditions and replace(row.conditions, host_time_s=None)
             rows[row_id] = replace(row, conditions=conditions)
@@ -226,7 +226,7 @@ def _read(path: Path) -> Run:
     return run
 
 
-def host_times_wrong(found: Sequence[Mapping[str, Any]]) -> bool:
+def _host_times_wrong(found: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a log's times of the host cannot be used; see the module's text."""
     told = {line.get("what") for line in found}
     return "format" not in told and any("board" in line for line in found)
@@ -283,6 +283,7 @@ def _with_power(
     power_w = counter_w if by_counter else instant_w
     if power_w is None:
         raise DatasetError("raw holds neither counter_w nor instant_w")
+    source = _source(measured.conditions.energy_source, by_counter)
     flags: tuple[str, ...] = tuple(flag for flag in measured.flags if flag != DISAGREE)
     if counter_w and instant_w and abs(counter_w / instant_w - 1) > AGREEMENT:
         flags = (*flags, DISAGREE)
@@ -293,9 +294,9 @@ def _with_power(
         flags=flags,
         conditions=replace(
             measured.conditions,
-            energy_source=_source(measured.conditions.energy_source, by_counter),
+            energy_source=source,
             counter_power_w=counter_w,
-            instant_power_w=instant_w,
+            instant_power_w=None if source in (AVERAGE_POWER, ASSUMED_POWER) else instant_w,
             board=measured.conditions.board or board,
         ),
     )

@@ -21,6 +21,7 @@ from layer_energy.records import (
 )
 from layer_energy.workload import Measurement, NetworkMeasurement
 
+JOURNAL_NAME = "journal.jsonl"
 SCHEMA_VERSION = 2
 SYNC_INTERVAL_S = 2.0
 

@@ -10,15 +10,22 @@ import contextlib
 import gzip
 import json
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 RAW = "raw"
 LOG = ".jsonl.gz"
 FORMAT = 2
 _OPEN = ".jsonl"
+
+Tell = Callable[..., None]
+"""``tell(what, **facts)``: writes a line of a raw log."""
+
+
+def unheard(what: str, **facts: Any) -> None:
+    """Where nobody keeps a log."""
 
 
 def logs(folder: str | Path) -> list[Path]:
@@ -49,17 +56,6 @@ class RawLog:
         self._file = self.path.open("x", encoding="utf-8", buffering=1)
         self._begun_s = time.monotonic()
         self.tell("format", version=FORMAT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def tell(self, what: str, **facts: Any) -> None:
         """Write a line: ``what`` happened, when, and its JSON-able facts."""

@@ -1,6 +1,5 @@
 """Campaigns on a virtual GPU: plans, faults, kills, budgets, and the joules at the end."""
 
-import errno
 import json
 import os
 import signal
@@ -11,7 +10,6 @@ from random import Random
 import pytest
 
 from layer_energy import campaign, measure
-from layer_energy import collect as collect_module
 from layer_energy.campaign import cpu_campaign
 from layer_energy.collect import JOURNAL_NAME, collect
 from layer_energy.datapackage import PACKAGE
@@ -24,7 +22,6 @@ from layer_energy.errors import (
     MeasureError,
     MeterError,
 )
-from layer_energy.journal import Journal
 from layer_energy.layers import workload
 from layer_energy.measure import GpuBench, GpuProtocol
 from layer_energy.measure.virtual import VirtualGpu
@@ -33,6 +30,7 @@ from layer_energy.model import EnergyModel
 from layer_energy.networks import layers, layers_of
 from layer_energy.optimization import MODES
 from layer_energy.plan import GPU_LIMITS, Job, NetworkJob, Plan, sample
+from tests.faults import full_disk
 
 QUICK = GpuProtocol(warm_up_s=0.5)
 RESNET = NetworkJob("resnet18", "3,64,64", 2, exact=True)
@@ -335,16 +333,7 @@ class TestFaults:
         assert last.asked == [0, 1]
 
     def test_a_full_disk_loses_nothing_that_was_measured(self, tmp_path, monkeypatch):
-        rescue = tmp_path / "elsewhere"
-        monkeypatch.setattr(collect_module.tempfile, "mkdtemp", lambda prefix: str(rescue))
-        written = Journal._write
-
-        def full(self, line):
-            if len(self.rows) > 3:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written(self, line)
-
-        monkeypatch.setattr(Journal, "_write", full)
+        rescue = full_disk(monkeypatch, 3, tmp_path / "elsewhere")
         with pytest.raises(DatasetError, match=r"No space left.*elsewhere.*run the same command"):
             collect(tmp_path / "out", Faulty(), relus(10))
         assert len(Dataset.load(rescue).measurements) == 4

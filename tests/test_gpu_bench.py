@@ -191,7 +191,9 @@ class TestSources:
         device = GpuBench(gpu, NvmlSensor(library=gpu.nvml, clock=gpu.clock), QUICK)
         found = errors(gpu, lambda work: device.measure(work).energy_j, ROWS[:6])
         assert accepted(found)
-        assert device.measure(RELU).conditions.energy_source == f"{source} power"
+        state = device.measure(RELU).conditions
+        assert state.energy_source == f"{source} power"
+        assert (state.instant_power_w is None) == (source == "average")
 
     def test_assumed_power_is_never_called_measured(self):
         gpu, _ = virtual()
@@ -199,6 +201,7 @@ class TestSources:
         row = device.measure(RELU)
         assert row.quality == "estimated"
         assert row.conditions.energy_source == "assumed power"
+        assert row.conditions.instant_power_w is None, "an assumption is no reading"
         assert row.time_s == pytest.approx(gpu.truth.of(RELU)[0], rel=0.01)
         assert "NVML is hidden" in device.facts()["assumptions"][0]
         assert device.facts()["meter_relative_uncertainty"] == 0.5
@@ -274,6 +277,14 @@ class TestFaults:
         gpu, device = bench()
         _between_the_edges(gpu, lambda: setattr(gpu.nvml.sensor, "offset_j", 1e3))
         with pytest.raises(DroppedInterval, match=r"above 1\.3 × the limit"):
+            device.measure(RELU)
+
+    def test_power_that_falls_to_nothing(self):
+        gpu, _ = virtual()
+        gpu.nvml.absent = {83}
+        device = GpuBench(gpu, NvmlSensor(library=gpu.nvml, clock=gpu.clock), QUICK)
+        gpu.nvml.sensor.power_w = lambda *a: 0.0
+        with pytest.raises(DroppedInterval, match=r"instant power shows 0\.0 W"):
             device.measure(RELU)
 
     def test_heat(self):

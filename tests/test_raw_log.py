@@ -4,6 +4,7 @@ import gzip
 import json
 import tarfile
 import time
+from contextlib import closing
 
 import pytest
 from typer.testing import CliRunner
@@ -26,7 +27,7 @@ def told(path):
 
 class TestLog:
     def test_is_text_while_it_is_written_and_compressed_at_the_end(self, tmp_path):
-        with RawLog(tmp_path) as log:
+        with closing(RawLog(tmp_path)) as log:
             log.tell("row", row_id=3)
             assert logs(tmp_path) == []
             assert '"row_id": 3' in log.path.read_text()
@@ -38,7 +39,7 @@ class TestLog:
 
     def test_one_that_a_killed_process_left_is_compressed_by_the_next(self, tmp_path):
         RawLog(tmp_path).tell("row", row_id=1)
-        with RawLog(tmp_path):
+        with closing(RawLog(tmp_path)):
             pass
         assert len(logs(tmp_path)) == 2
         assert [line["what"] for line in told(logs(tmp_path)[0])] == ["format", "row"]

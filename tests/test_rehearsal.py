@@ -4,19 +4,17 @@ Each must end in time, with a dataset that loads and rows right to 3 %.
 """
 
 import contextlib
-import errno
 import random
+from contextlib import closing
 
 import numpy as np
 import pytest
 
-from layer_energy import collect as collect_module
 from layer_energy.collect import collect
 from layer_energy.dataset import Dataset
 from layer_energy.errors import DatasetError, DeviceLost, OutOfMemory
 from layer_energy.gpu_log import dataset_from_logs, last_calibration
 from layer_energy.gpu_plan import gpu_plan
-from layer_energy.journal import Journal
 from layer_energy.layers import workload
 from layer_energy.measure import GpuBench
 from layer_energy.measure.virtual import VirtualGpu
@@ -25,6 +23,7 @@ from layer_energy.meters.virtual_nvml import VirtualSensor
 from layer_energy.networks import layers
 from layer_energy.plan import Job, NetworkJob, Plan
 from layer_energy.raw_log import RawLog, logs
+from tests.faults import full_disk
 
 MINUTES = 9
 NETWORKS = tuple(
@@ -54,7 +53,7 @@ class Campaign:
 
     def run(self, work):
         sensor = NvmlSensor(library=self.gpu.nvml, clock=self.gpu.clock)
-        with RawLog(self.folder) as log:
+        with closing(RawLog(self.folder)) as log:
             device = self.gpu.device
             log.tell("device", name=device.name, slug=device.slug, cache=device.cache_bytes)
             known = last_calibration(self.folder, sensor.uuid, sensor.driver)
@@ -220,16 +219,7 @@ def test_a_signal_at_a_random_moment(tmp_path, seed):
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    rescue = tmp_path / "rescue"
-    monkeypatch.setattr(collect_module.tempfile, "mkdtemp", lambda prefix: str(rescue))
-    written = Journal._write
-
-    def full(self, line):
-        if len(self.rows) > 100:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written(self, line)
-
-    monkeypatch.setattr(Journal, "_write", full)
+    rescue = full_disk(monkeypatch, 100, tmp_path / "rescue")
     campaign = Campaign(tmp_path / "out", h200(), minutes=3)
     with pytest.raises(DatasetError, match="what was measured so far is in"):
         campaign.run(plan())
@@ -262,7 +252,7 @@ def test_a_second_board_is_added(tmp_path):
         work = gpu_plan(measured=measured)
         campaign = Campaign(tmp_path, gpu, minutes=1)
         sensor = NvmlSensor(library=gpu.nvml, clock=gpu.clock)
-        with RawLog(tmp_path) as log:
+        with closing(RawLog(tmp_path)) as log:
             device = gpu.device
             log.tell("device", name=device.name, slug=device.slug, cache=device.cache_bytes)
             bench = GpuBench(gpu, sensor, tell=log.tell)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
     from layer_energy.dataset import Dataset
     from layer_energy.measure import Bench
     from layer_energy.plan import Plan
+    from layer_energy.raw_log import RawLog
     from layer_energy.workload import Workload
 
 STOPPED = 3
 GPU_MINUTES = 9.0
-JOURNAL = "journal.jsonl"
 
 
 @app.command(epilog="Example: layer-energy collect --device cuda --minutes 9 --out my-gpu")
@@ -90,6 +91,8 @@ def collect(
     """
     started_s = time.perf_counter()
     kind, index = parse_device(device)
+    if mode not in (None, "inference", "training", "all"):
+        raise InvalidInput(f"--mode must be inference, training or all, got {mode!r}")
     if kind != "cpu":
         minutes = GPU_MINUTES if minutes is None else minutes
     if archive is not None:
@@ -125,7 +128,9 @@ def collect(
         err.print(f"device lost: {error}", highlight=False)
         raise typer.Exit(LOST if worker else STOPPED) from error
     except MeterError as error:
-        if not (folder / JOURNAL).exists():
+        from layer_energy.journal import JOURNAL_NAME
+
+        if not (folder / JOURNAL_NAME).exists():
             raise
         err.print(f"stopped, resumable: {error}", highlight=False)
         raise typer.Exit(STOPPED) from error
@@ -145,8 +150,6 @@ def _cpu_plan(rows: str, mode: str, networks: str | None, seed: int) -> Plan:
     from layer_energy.networks import NETWORKS
     from layer_energy.plan import default_rows, default_training_rows
 
-    if mode not in ("inference", "training", "all"):
-        raise InvalidInput(f"--mode must be inference, training or all, got {mode!r}")
     trainable = default_training_rows()
     forward = {} if mode == "training" else _rows(rows, default_rows())
     training = {} if mode == "inference" else _rows(rows, trainable)
@@ -168,8 +171,6 @@ def _gpu_plan(
             "--rows, --networks and --seed are for a CPU; a GPU's plan is drawn, and fills its "
             "--minutes"
         )
-    if mode not in ("inference", "training", "all"):
-        raise InvalidInput(f"--mode must be inference, training or all, got {mode!r}")
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard)
     if not match:
         raise InvalidInput(f"--shard must be K/N, such as 1/3, got {shard!r}")
@@ -179,10 +180,10 @@ def _gpu_plan(
 
 def _measured_before(folder: Path) -> list[Workload]:
     """Rows of the finished dataset in a folder; they do not come again."""
-    from layer_energy.datapackage import PACKAGE
+    from layer_energy.collect import is_finished
     from layer_energy.dataset import Dataset
 
-    if (folder / JOURNAL).exists() or not (folder / PACKAGE).exists():
+    if not is_finished(folder):
         return []
     return [m.workload for m in Dataset.load(folder).measurements if m.time_s > 0]
 
@@ -210,20 +211,19 @@ def _on_gpu(
     quiet: bool,
 ) -> Summary:
     """Measure, keep a raw log, and add to what the folder holds of other boards."""
-    from layer_energy.datapackage import PACKAGE
+    from layer_energy.collect import is_finished
     from layer_energy.gpu_log import dataset_from_logs, last_calibration
     from layer_energy.measure import GpuBench, open_gpu
     from layer_energy.networks import layers
     from layer_energy.raw_log import RawLog, logs
 
-    finished = (folder / PACKAGE).exists() and not (folder / JOURNAL).exists()
-    if finished and not logs(folder):
+    if is_finished(folder) and not logs(folder):
         raise InvalidInput(
             f"{folder} holds a dataset without raw logs, so nothing can be added to it; choose "
             "another folder"
         )
     gpu, sensor = open_gpu(kind, index, layers, max_power_w)
-    with RawLog(folder) as log:
+    with closing(RawLog(folder)) as log:
 
         def bench() -> Bench:
             with err.status("warming up and calibrating the sensor"):
@@ -240,7 +240,7 @@ def _on_gpu(
             several = len(logs(folder)) > 1
             (dataset_from_logs(folder)[0] if several else dataset).save(folder)
 
-        return _run(folder, bench, plan, budget_s, quiet, log.tell, save)
+        return _run(folder, bench, plan, budget_s, quiet, log, save)
 
 
 def _pack(folder: Path, archive: Path) -> None:
@@ -259,9 +259,10 @@ def _pack(folder: Path, archive: Path) -> None:
 
 def _supervised(folder: Path, minutes: float, started_s: float) -> int:
     """Run this very command as a worker, again and again if it loses its device."""
+    from layer_energy.journal import JOURNAL_NAME
     from layer_energy.supervisor import supervise
 
-    journal = folder / JOURNAL
+    journal = folder / JOURNAL_NAME
     deadline_s = time.monotonic() + 60 * minutes - (time.perf_counter() - started_s)
 
     def command() -> list[str]:
@@ -274,11 +275,9 @@ def _supervised(folder: Path, minutes: float, started_s: float) -> int:
         return sum(b'"row":' in line and b'"failed"' not in line for line in lines)
 
     def silent_s() -> float:
-        times = [path.stat().st_mtime for path in (journal, *folder.glob("raw/*.jsonl"))
-                 if path.exists()]  # fmt: skip
-        return time.time() - max(times, default=begun_s)
+        signs = [path for path in (journal, *folder.glob("raw/*.jsonl")) if path.exists()]
+        return time.time() - max((path.stat().st_mtime for path in signs), default=0.0)
 
-    begun_s = time.time()
     code = supervise(
         command,
         measured,
@@ -295,10 +294,11 @@ def _run(
     plan: Plan,
     budget_s: float | None,
     quiet: bool,
-    tell: Callable[..., None] = lambda what, **facts: None,
+    log: RawLog | None = None,
     save: Callable[[Dataset], None] | None = None,
 ) -> Summary:
     from layer_energy.collect import collect as run
+    from layer_energy.raw_log import unheard
 
     started_s = time.perf_counter()
     with stopping() as stopped:
@@ -315,7 +315,7 @@ def _run(
                     on_row=lambda row: bar.advance(ready.energy_j()),
                     should_stop=lambda: bool(stopped),
                     clock=ready.clock,
-                    tell=tell,
+                    tell=unheard if log is None else log.tell,
                     save=save,
                 )
         finally:

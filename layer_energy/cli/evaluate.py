@@ -129,8 +129,8 @@ def _measure_networks(
 
     Those that cannot be measured are told at once and added to ``failures``.
     """
-    from layer_energy.collect import JOURNAL_NAME
     from layer_energy.device import local_cpu
+    from layer_energy.journal import JOURNAL_NAME
     from layer_energy.meters import open_meter
     from layer_energy.networks import NETWORKS, measure_networks
     from layer_energy.optimization import MODES

@@ -19,6 +19,7 @@ from layer_energy.errors import MeterError
 from layer_energy.layers.base import workload
 from layer_energy.measure.counter import CounterReader, Update, slope_w
 from layer_energy.measure.gpu import Gpu, Idle, Program, Pump
+from layer_energy.measure.power import ShownPower
 from layer_energy.meters.nvml import (
     ASSUMED_POWER,
     AVERAGE_POWER,
@@ -196,9 +197,9 @@ class _Calibrator:
         self._gpu, self._sensor, self._reader, self._program = gpu, sensor, reader, program
         self._pump, self._idle = Pump(gpu, program), Idle(gpu)
         first = sensor.power()
-        shown = AVERAGE_POWER if first.power_w is None else INSTANT_POWER
-        self._average = shown == AVERAGE_POWER
-        self._power_source = shown
+        self._shows = AVERAGE_POWER if first.power_w is None else INSTANT_POWER
+        self._average = self._shows == AVERAGE_POWER
+        self._power_source = self._shows
         if self._average and (reader is not None or first.average_power_w is None):
             self._power_source = COUNTER
         self._warnings: list[str] = []
@@ -350,17 +351,14 @@ class _Calibrator:
     def _watch(self, duration_s: float, busy: Pump | Idle) -> _Seen:
         """What is shown within ``duration_s``."""
         start_s = self._gpu.clock()
-        power: list[tuple[float, float]] = []
+        shown = ShownPower(self._shows)
         while self._gpu.clock() < start_s + duration_s:
             busy.top_up()
-            sample = self._sensor.power()
-            power_w = sample.average_power_w if self._average else sample.power_w
-            if power_w is not None and (not power or power[-1][1] != power_w):
-                power.append((sample.end_s, power_w))
+            shown.look(self._sensor.power())
             self._gpu.sleep(_POLL_S)
         end_s = self._gpu.clock()
         updates = [] if self._reader is None else self._reader.between(start_s, end_s)
-        return _Seen(start_s, end_s, updates, power)
+        return _Seen(start_s, end_s, updates, shown.values)
 
     def _leave_counter(self, reason: str) -> None:
         if self._power_source == COUNTER:

@@ -122,6 +122,11 @@ class CounterReader:
         return self.pause_s
 
 
+def told(updates: Sequence[Update]) -> list[list[float]]:
+    """As a raw log holds updates: ``before_s``, ``after_s`` and ``energy_j`` of each."""
+    return [[round(u.before_s, 5), round(u.after_s, 5), u.energy_j] for u in updates]
+
+
 def slope_w(updates: Sequence[Update]) -> float | None:
     """Mean power between the first and the last of some updates; ``None`` for fewer than two.
 

@@ -8,7 +8,7 @@ come down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,10 +17,11 @@ from layer_energy.errors import DroppedInterval, MeasureError, MeterError, OutOf
 from layer_energy.layers.base import count
 from layer_energy.measure.bench import GPU_REFERENCES, References
 from layer_energy.measure.calibration import Calibration, calibrate
-from layer_energy.measure.counter import CounterReader, slope_w
+from layer_energy.measure.counter import CounterReader, slope_w, told
 from layer_energy.measure.gpu import Build, Gpu, Idle, Program, Pump
 from layer_energy.measure.interval import Interval, Watch
 from layer_energy.meters.nvml import AVERAGE_POWER, COUNTER, AssumedSensor, NvmlSensor, Sensor
+from layer_energy.raw_log import Tell, unheard
 from layer_energy.workload import (
     LAUNCHES,
     Conditions,
@@ -49,14 +50,6 @@ BOARD = 12
 
 BATCH_NAMES = ("batch", "tokens", "rows", "outer", "elements", "kept")
 """Parameters to halve when memory is short, the first that a layer type has."""
-
-
-Tell = Callable[..., None]
-"""``tell(what, **facts)``: writes a line of the raw log."""
-
-
-def _unheard(what: str, **facts: Any) -> None:
-    """Where nobody keeps a log."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ class GpuBench:
         sensor: Sensor,
         protocol: GpuProtocol | None = None,
         calibration: Calibration | None = None,
-        tell: Tell = _unheard,
+        tell: Tell = unheard,
     ) -> None:
         self.device = gpu.device
         assumed = isinstance(sensor, AssumedSensor)
@@ -168,10 +161,7 @@ class GpuBench:
     def measure(self, work: Workload, row_id: int = 0, flags: Sequence[str] = ()) -> Measurement:
         """See :class:`layer_energy.measure.bench.Bench`."""
         program, work, halved = self._load(work, flags)
-        dwell_s = self._protocol.dwell_s
-        if self.calibrations[-1].power_source == AVERAGE_POWER:
-            dwell_s = self._protocol.average_dwell_s
-        interval = self._checked(program, dwell_s)
+        interval = self._checked(program, self._protocol.dwell_s)
         return Measurement(
             workload=work,
             time_s=interval.time_s,
@@ -212,8 +202,6 @@ class GpuBench:
     ) -> NetworkMeasurement:
         protocol, found = self._protocol, self.calibrations[-1]
         dwell_s = protocol.part_time_dwell_s if found.part_time else protocol.network_dwell_s
-        if found.power_source == AVERAGE_POWER:
-            dwell_s = protocol.average_dwell_s
         interval = self._checked(program, dwell_s)
         return NetworkMeasurement(
             model=name,
@@ -239,8 +227,7 @@ class GpuBench:
         if self._blocks % IDLE_EVERY == 0:
             self._measure_idle()
         if self._reader is not None:
-            updates = self._reader.take_new()
-            self._tell("edges", all=[[u.before_s, u.after_s, u.energy_j] for u in updates])
+            self._tell("edges", all=told(self._reader.take_new()))
         foreign, self._foreign = self._foreign, set()
         for _ in range(REFERENCE_TRIES):
             try:
@@ -265,7 +252,8 @@ class GpuBench:
 
     def facts(self) -> Mapping[str, Any]:
         """See :class:`layer_energy.measure.bench.Bench`."""
-        sensor = self._sensor
+        sensor, found = self._sensor, self.calibrations[-1]
+        gain = _GAIN.format(COUNTER if found.counter else found.power_source)
         return {
             "calibrations": [asdict(each) for each in self.calibrations],
             "sensor": {
@@ -280,7 +268,7 @@ class GpuBench:
             "reference_time_s": [list(values) for values in self._references.values],
             "meter_relative_uncertainty": self._uncertainty,
             "assumptions": [
-                *([_GAIN.format(_used(self.calibrations[-1]))] if sensor.answered else []),
+                *([gain] if sensor.answered else []),
                 *dict.fromkeys(w for each in self.calibrations for w in each.warnings),
             ],
         }
@@ -335,6 +323,8 @@ class GpuBench:
         self._gpu.release()
 
     def _checked(self, program: Program, dwell_s: float) -> Interval:
+        if self.calibrations[-1].power_source == AVERAGE_POWER:
+            dwell_s = self._protocol.average_dwell_s
         dwell_s = max(dwell_s, self._protocol.submissions * program.submission_s)
         try:
             interval = self._watch.interval(program, dwell_s)
@@ -380,10 +370,6 @@ class GpuBench:
         if power_w is not None and power_w > 0:
             self.idle_power_w = power_w
             self._tell("idle", power_w=power_w)
-
-
-def _used(found: Calibration) -> str:
-    return found.power_source if not found.counter else COUNTER
 
 
 def _half(work: Workload) -> Workload:

@@ -13,7 +13,7 @@ before it is kept as ``burst_power_w``, beside the time of the first millisecond
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,12 @@ from layer_energy.measure.counter import (
     FITTED,
     PAUSE_S,
     CounterReader,
-    Update,
     slope_w,
+    told,
 )
 from layer_energy.measure.gpu import TOP_UP_S, Gpu, Program, Pump
-from layer_energy.meters.nvml import AVERAGE_POWER, COUNTER, Sample, Sensor
+from layer_energy.measure.power import ShownPower
+from layer_energy.meters.nvml import ASSUMED_POWER, AVERAGE_POWER, COUNTER, Sensor
 
 POLL_S = 4e-3
 """The host rests this long between two looks at power, if the queue is full."""
@@ -50,7 +51,7 @@ FRESH_S = 0.02
 STARVED = 0.02
 """Share of an interval in which the queue may have run dry."""
 
-PAUSE = 1.5
+LATE = 1.5
 """A submission that took this many times the usual waited for the host."""
 
 MAX_POWER = 1.3
@@ -94,22 +95,6 @@ class Interval:
         )
 
 
-class _Shown:
-    """The values that power took, and when each was first seen."""
-
-    def __init__(self, source: str) -> None:
-        self._average = source == AVERAGE_POWER
-        self.values: list[tuple[float, float]] = []
-
-    def look(self, sample: Sample) -> None:
-        power_w = sample.average_power_w if self._average else sample.power_w
-        if power_w is not None and (not self.values or self.values[-1][1] != power_w):
-            self.values.append((sample.end_s, power_w))
-
-    def between(self, start_s: float, end_s: float) -> list[float]:
-        return [power_w for time_s, power_w in self.values if start_s <= time_s < end_s]
-
-
 class Watch:
     """Watches intervals on one GPU.
 
@@ -124,6 +109,7 @@ class Watch:
         self, gpu: Gpu, sensor: Sensor, reader: CounterReader | None, found: Calibration
     ) -> None:
         self._gpu, self._sensor, self._reader, self._found = gpu, sensor, reader, found
+        self._instant = found.power_source not in (AVERAGE_POWER, ASSUMED_POWER)
 
     def interval(self, program: Program, dwell_s: float) -> Interval:
         """Run a program and watch.
@@ -138,7 +124,7 @@ class Watch:
         eager = program.host_bound
         if self._reader is not None:
             self._reader.pause_s = EAGER_PAUSE_S if eager else PAUSE_S
-        pump, shown = Pump(self._gpu, program), _Shown(self._found.power_source)
+        pump, shown = Pump(self._gpu, program), ShownPower(self._found.power_source)
         thermal_s, first = self._sensor.thermal_s(), self._sensor.power()
         start_s = self._gpu.clock()
         settled_s = start_s + max(self._found.settle_s, program.submission_s)
@@ -159,11 +145,10 @@ class Watch:
                 settled_s = max(settled_s, start_s + LIMIT_SETTLE_S)
                 dwell_s = max(dwell_s, LIMIT_DWELL_S)
             if sample.end_s >= settled_s + dwell_s:
-                late_s = settled_s + max(dwell_s, self._usually_s(eager or limited_s is not None))
-                late_s += PATIENCE * self._found.period_s
-                if sample.end_s > late_s or self._enough(
-                    shown, settled_s, eager or limited_s is not None
-                ):
+                updates = self._updates_wanted(eager or limited_s is not None)
+                usually_s = max(dwell_s, (updates + 0.5) * self._found.period_s)
+                late_s = settled_s + usually_s + PATIENCE * self._found.period_s
+                if sample.end_s > late_s or self._enough(shown, settled_s, updates):
                     break
             if full and not eager:
                 self._gpu.sleep(POLL_S)
@@ -175,15 +160,11 @@ class Watch:
     def _updates_wanted(self, wavering: bool) -> int:
         return FITTED if wavering or self._found.power_source == COUNTER else 2
 
-    def _usually_s(self, wavering: bool) -> float:
-        return (self._updates_wanted(wavering) + 0.5) * self._found.period_s
-
-    def _enough(self, shown: _Shown, settled_s: float, wavering: bool) -> bool:
+    def _enough(self, shown: ShownPower, settled_s: float, updates: int) -> bool:
         """Whether counter and power were updated often enough after settling."""
         now_s = self._gpu.clock()
-        counted = self._reader is None or len(
-            self._reader.between(settled_s, now_s)
-        ) >= self._updates_wanted(wavering)
+        seen = None if self._reader is None else self._reader.between(settled_s, now_s)
+        counted = seen is None or len(seen) >= updates
         fresh_s = settled_s + FRESH_S
         return counted and (
             len(shown.between(fresh_s, now_s)) >= 2
@@ -193,7 +174,7 @@ class Watch:
     def _seen(
         self,
         program: Program,
-        shown: _Shown,
+        shown: ShownPower,
         start_s: float,
         settled_s: float,
         end_s: float,
@@ -210,18 +191,20 @@ class Watch:
             burst = shown.between(start_s + self._found.settle_s, limited_s)
         wavering = limited_s is not None or program.host_bound
         power_w, source = self._believed(counter_w, instant_w, wavering)
-        self._check(power_w, counter_w)
+        self._check(power_w, source)
+        if counter_w is not None:
+            self._check(counter_w, COUNTER)
         time_s, spread, gaps = _timed(program, settled_s, end_s)
         raw = {
             "start_s": start_s, "settled_s": settled_s, "end_s": end_s,
-            "edges": _told(updates), "shown": [[round(t, 5), p] for t, p in shown.values],
+            "edges": told(updates), "shown": [[round(t, 5), p] for t, p in shown.values],
             "counter_w": counter_w, "instant_w": instant_w, "cap_s": power_cap_s,
             "submission_s": program.submission_s, "executions": program.executions,
             "burst_time_s": program.burst_time_s, "inside": len(gaps) + 1,
             "gaps_s": [float(q) for q in np.quantile(gaps, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))],
         }  # fmt: skip
         return Interval(
-            power_w, source, counter_w, instant_w,
+            power_w, source, counter_w, instant_w if self._instant else None,
             statistics.median(burst) if burst else None,
             time_s, spread, len(gaps), power_cap_s, raw,
         )  # fmt: skip
@@ -237,14 +220,15 @@ class Watch:
             raise DroppedInterval("the energy counter was not updated in time")
         return instant_w, source
 
-    def _check(self, power_w: float, counter_w: float | None) -> None:
+    def _check(self, power_w: float, source: str) -> None:
         limit_w = self._sensor.power_limit_w
-        if power_w <= 0 or (counter_w is not None and counter_w <= 0):
-            raise DroppedInterval(f"the energy counter shows {counter_w:.1f} W: it went backwards")
-        if limit_w is not None and max(power_w, counter_w or 0.0) > MAX_POWER * limit_w:
+        if power_w <= 0:
+            backwards = ": it went backwards" if source == COUNTER else ""
+            name = "energy counter" if source == COUNTER else source
+            raise DroppedInterval(f"the {name} shows {power_w:.1f} W{backwards}")
+        if limit_w is not None and power_w > MAX_POWER * limit_w:
             raise DroppedInterval(
-                f"{max(power_w, counter_w or 0.0):.0f} W is above {MAX_POWER} × the limit of "
-                f"{limit_w:.0f} W"
+                f"{power_w:.0f} W is above {MAX_POWER} × the limit of {limit_w:.0f} W"
             )
 
 
@@ -257,12 +241,6 @@ def _timed(program: Program, start_s: float, end_s: float) -> tuple[float, float
     usual_s = float(np.median(gaps))
     low, high = np.quantile(gaps, (0.25, 0.75))
     spread = float(high - low) / 2 / usual_s
-    if program.host_bound:
-        return float(gaps.mean()) / program.executions, spread, gaps
-    if gaps[gaps > PAUSE * usual_s].sum() > STARVED * gaps.sum():
+    if not program.host_bound and gaps[gaps > LATE * usual_s].sum() > STARVED * gaps.sum():
         raise DroppedInterval("the host was too slow to keep the GPU busy")
     return float(gaps.mean()) / program.executions, spread, gaps
-
-
-def _told(updates: Sequence[Update]) -> list[list[float]]:
-    return [[round(u.before_s, 5), round(u.after_s, 5), u.energy_j] for u in updates]
